@@ -1,0 +1,1 @@
+"""What every room speaks: errors, tensors, devices, the artifact, the runtime table, progress."""

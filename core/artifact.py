@@ -1,0 +1,234 @@
+"""The artifact: a folder whose artifact.json is all that a reader needs to understand the rest.
+
+Reading one imports no runtime and trusts nothing: paths that leave the folder, pickles, unknown schemas, missing
+files and wrong sizes are refused first.
+"""
+
+from __future__ import annotations
+
+import hashlib
+import json
+import os
+from collections.abc import Iterator, Mapping
+from dataclasses import dataclass, field
+from pathlib import Path, PurePosixPath
+from typing import Any
+
+from .errors import BadArtifact
+from .tensors import TensorSpec
+
+SCHEMA = 1
+MANIFEST = "artifact.json"
+PICKLES = (".bin", ".pt", ".pth", ".ckpt", ".pkl", ".pickle", ".joblib")
+NOT_RUN = "not run"
+_OPENVINO_WEIGHTS = ".bin"  # an IR's .bin is plain bytes beside its .xml; formats below say where it is allowed
+
+Json = dict[str, Any]
+
+
+@dataclass(frozen=True)
+class WeightFile:
+    """A file of weights inside the artifact: path from the folder's root, size in bytes, sha256 in hex."""
+
+    path: str
+    bytes: int
+    sha256: str | None = None
+
+
+@dataclass(frozen=True)
+class Component:
+    """One graph with its weights: what a runtime opens.
+
+    format: onnx, torch, openvino, tensorrt, ... the manifest names it, nothing is guessed.
+    root: the artifact's folder; graph and weights are paths below it.
+    shapes: for each symbol of the inputs its (min, optimum, max).
+    """
+
+    name: str
+    format: str
+    graph: str
+    inputs: Mapping[str, TensorSpec]
+    outputs: Mapping[str, TensorSpec]
+    weights: tuple[WeightFile, ...] = ()
+    shapes: Mapping[str, tuple[int, int, int]] = field(default_factory=dict)
+    precision: Json = field(default_factory=lambda: {"recipe": "fp32", "weights": "float32", "activations": "float32"})
+    requires: Json = field(default_factory=dict)
+    proof: Json = field(default_factory=lambda: {"graph": NOT_RUN, "weights": NOT_RUN, "numeric": NOT_RUN})
+    details: Json = field(default_factory=dict)
+    root: Path = Path()
+
+    @property
+    def graph_path(self) -> Path:
+        return self.root / self.graph
+
+    def to_json(self) -> Json:
+        return {
+            "format": self.format,
+            "graph": self.graph,
+            "weights": [{"path": w.path, "bytes": w.bytes, "sha256": w.sha256} for w in self.weights],
+            "inputs": [spec.to_json(name) for name, spec in self.inputs.items()],
+            "outputs": [spec.to_json(name) for name, spec in self.outputs.items()],
+            "shapes": {k: list(v) for k, v in self.shapes.items()},
+            "precision": self.precision,
+            "requires": self.requires,
+            "proof": self.proof,
+            "details": self.details,
+        }
+
+    @classmethod
+    def from_json(cls, name: str, data: Json, root: Path) -> Component:
+        return cls(
+            name=name,
+            format=str(data["format"]),
+            graph=str(data["graph"]),
+            inputs={s["name"]: TensorSpec.from_json(s) for s in data["inputs"]},
+            outputs={s["name"]: TensorSpec.from_json(s) for s in data["outputs"]},
+            weights=tuple(WeightFile(w["path"], int(w["bytes"]), w.get("sha256")) for w in data.get("weights", [])),
+            shapes={k: (int(v[0]), int(v[1]), int(v[2])) for k, v in data.get("shapes", {}).items()},
+            precision=dict(data.get("precision", {})),
+            requires=dict(data.get("requires", {})),
+            proof=dict(data.get("proof", {})),
+            details=dict(data.get("details", {})),
+            root=root,
+        )
+
+
+@dataclass(frozen=True)
+class Artifact:
+    """A folder of components and everything needed to run them.
+
+    model: source, architecture, revision. pipeline: family, tasks, scheduler, tokenizers, labels, preprocessing.
+    """
+
+    root: Path
+    id: str
+    model: Json
+    pipeline: Json
+    components: Mapping[str, Component]
+    proof: Json = field(default_factory=dict)
+    evaluation: Json = field(default_factory=dict)
+    built: Json = field(default_factory=dict)
+
+    @property
+    def name(self) -> str:
+        return self.root.resolve().name
+
+    def to_json(self) -> Json:
+        return {
+            "schema": SCHEMA,
+            "id": self.id,
+            "model": self.model,
+            "pipeline": self.pipeline,
+            "components": {n: c.to_json() for n, c in self.components.items()},
+            "proof": self.proof,
+            "evaluation": self.evaluation,
+            "built": self.built,
+        }
+
+    def save(self) -> None:
+        """Write artifact.json into the folder, atomically."""
+        scratch = self.root / f".{MANIFEST}.part"
+        scratch.write_text(json.dumps(self.to_json(), indent=1) + "\n")
+        os.replace(scratch, self.root / MANIFEST)
+
+    @classmethod
+    def load(cls, root: Path, *, checksums: bool = False) -> Artifact:
+        """Read and verify the folder: schema, paths, files, sizes, and hashes when asked.
+
+        Raises:
+            BadArtifact: says what is wrong with which file.
+        """
+        root = Path(root)
+        data = _read_manifest(root / MANIFEST)
+        try:
+            artifact = cls(
+                root=root,
+                id=str(data["id"]),
+                model=dict(data["model"]),
+                pipeline=dict(data["pipeline"]),
+                components={n: Component.from_json(n, c, root) for n, c in data["components"].items()},
+                proof=dict(data.get("proof", {})),
+                evaluation=dict(data.get("evaluation", {})),
+                built=dict(data.get("built", {})),
+            )
+        except (KeyError, TypeError, ValueError, AttributeError, IndexError) as exc:
+            raise BadArtifact(
+                f"{root / MANIFEST} does not describe an artifact ({type(exc).__name__}: {exc}).",
+                "Export the model again.",
+            ) from exc
+        artifact.verify(checksums=checksums)
+        return artifact
+
+    def files(self) -> Iterator[tuple[str, str]]:
+        """(path, format of its component) of every file that the manifest names; pipeline files count as `data`."""
+        for component in self.components.values():
+            yield component.graph, component.format
+            for weight in component.weights:
+                yield weight.path, component.format
+        for path in self.pipeline.get("files", {}).values():
+            yield path, "data"
+
+    def verify(self, *, checksums: bool = False) -> None:
+        """Hold the folder against its manifest.
+
+        Raises:
+            BadArtifact: a path leaves the folder, a pickle, a missing file, a wrong size or hash.
+        """
+        for path, kind in self.files():
+            check_inside(self.root, path)
+            if path.endswith(PICKLES) and not (kind == "openvino" and path.endswith(_OPENVINO_WEIGHTS)):
+                raise BadArtifact(f"{path} may be a pickle, which can run code when loaded.", "Use safetensors files.")
+            if not (self.root / path).exists():
+                raise BadArtifact(f"{self.root / path} is missing.", "Copy the whole folder again or export again.")
+        for component in self.components.values():
+            for weight in component.weights:
+                size = (self.root / weight.path).stat().st_size
+                if size != weight.bytes:
+                    raise BadArtifact(
+                        f"{weight.path} has {size} bytes, the manifest says {weight.bytes}.",
+                        "Copy the file again or export again.",
+                    )
+                if checksums and weight.sha256 and hash_file(self.root / weight.path) != weight.sha256:
+                    raise BadArtifact(
+                        f"{weight.path} is not the file that was built: its sha256 differs from the manifest's.",
+                        "Copy the file again or export again.",
+                    )
+
+
+def check_inside(root: Path, path: str) -> None:
+    """Refuse a manifest's path that is absolute, climbs out, or is a link that leads out of `root`."""
+    pure = PurePosixPath(path)
+    inside = not pure.is_absolute() and ".." not in pure.parts and "\\" not in path and bool(path)
+    if inside and (root / path).is_symlink():
+        inside = (root / path).resolve().is_relative_to(root.resolve())
+    if not inside:
+        raise BadArtifact(f"The manifest names {path!r}, a path outside {root}.", "Do not use this artifact.")
+
+
+def hash_file(path: Path) -> str:
+    """sha256 of a file, in hex; reads 8 MB at a time."""
+    with path.open("rb") as stream:
+        return hashlib.file_digest(stream, "sha256").hexdigest()
+
+
+def is_artifact(path: Path) -> bool:
+    return (path / MANIFEST).is_file()
+
+
+def _read_manifest(path: Path) -> Json:
+    try:
+        data = json.loads(path.read_text())
+    except FileNotFoundError as exc:
+        raise BadArtifact(
+            f"{path.parent} is not an artifact: it has no {path.name}.", f"Make one: vitrify export {path.parent}"
+        ) from exc
+    except (OSError, UnicodeDecodeError, json.JSONDecodeError) as exc:
+        raise BadArtifact(f"{path} cannot be read: {exc}.", "Copy the file again or export again.") from exc
+    schema = data.get("schema") if isinstance(data, dict) else None
+    if not isinstance(schema, int) or schema < 1:
+        raise BadArtifact(f"{path} names no schema.", "Export the model again.")
+    if schema > SCHEMA:
+        raise BadArtifact(
+            f"{path} has schema {schema}; this version reads up to {SCHEMA}.", "pip install --upgrade vitrify"
+        )
+    return dict(data)

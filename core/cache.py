@@ -1,0 +1,98 @@
+"""The cache folder: content-addressed entries, written whole or not at all, dropped least recently used first.
+
+`$VITRIFY_CACHE` names the folder (default: the user's cache folder), `$VITRIFY_CACHE_MAX` its bound in bytes
+(default 4 GB). An entry is a folder `kind/key`.
+"""
+
+from __future__ import annotations
+
+import hashlib
+import json
+import os
+import shutil
+from collections.abc import Iterator
+from contextlib import contextmanager, suppress
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+import platformdirs
+
+from .errors import Busy, UsageError
+from .publish import published
+
+DEFAULT_LIMIT = 4_000_000_000
+_MARK = ".used"  # its modification time is the entry's last use
+
+
+@dataclass(frozen=True)
+class Entry:
+    """One entry: its kind, key, size in bytes and last use in seconds since the epoch."""
+
+    kind: str
+    key: str
+    bytes: int
+    used: float
+    path: Path
+
+
+def key_of(data: Any) -> str:
+    """A key from JSON data: the first 32 hex digits of its sha256."""
+    return hashlib.sha256(json.dumps(data, sort_keys=True, default=str).encode()).hexdigest()[:32]
+
+
+class Cache:
+    """The entries below `root`, at most `limit` bytes of them.
+
+    Raises:
+        UsageError: `$VITRIFY_CACHE_MAX` is not a number of bytes.
+    """
+
+    def __init__(self, root: Path | None = None, limit: int | None = None) -> None:
+        named = os.environ.get("VITRIFY_CACHE")
+        self.root = root or (Path(named) if named else Path(platformdirs.user_cache_dir("vitrify")))
+        bound = os.environ.get("VITRIFY_CACHE_MAX", str(DEFAULT_LIMIT))
+        if limit is None and not bound.isdigit():
+            raise UsageError(f"VITRIFY_CACHE_MAX is {bound!r}.", "Set it to a number of bytes, such as 4000000000.")
+        self.limit = int(bound) if limit is None else limit
+
+    def get(self, kind: str, key: str) -> Path | None:
+        """The entry's folder, and mark it as used; None where there is none."""
+        path = self.root / kind / key
+        if not (path / _MARK).exists():
+            return None
+        with suppress(OSError):
+            (path / _MARK).touch()
+        return path
+
+    @contextmanager
+    def put(self, kind: str, key: str) -> Iterator[Path]:
+        """A temporary folder that becomes the entry when the block ends well; then the bound is kept."""
+        path = self.root / kind / key
+        try:
+            with published(path, replace=True, marker=_MARK) as scratch:
+                yield scratch
+                (scratch / _MARK).touch()
+        except Busy:
+            return  # another process writes the same content
+        self.prune(self.limit, keep=path)
+
+    def entries(self) -> list[Entry]:
+        """Every entry, the most recently used first."""
+        found = []
+        for mark in self.root.glob(f"*/*/{_MARK}"):
+            folder = mark.parent
+            size = sum(f.stat().st_size for f in folder.rglob("*") if f.is_file())
+            found.append(Entry(folder.parent.name, folder.name, size, mark.stat().st_mtime, folder))
+        return sorted(found, key=lambda e: -e.used)
+
+    def prune(self, limit: int, keep: Path | None = None) -> list[Entry]:
+        """Remove the least recently used entries until at most `limit` bytes are left; returns those removed."""
+        total, removed = 0, []
+        for entry in self.entries():
+            total += entry.bytes
+            if total > limit and entry.path != keep:
+                shutil.rmtree(entry.path, ignore_errors=True)
+                removed.append(entry)
+                total -= entry.bytes
+        return removed

@@ -1,0 +1,102 @@
+"""Write a folder so that it is there whole or not at all."""
+
+from __future__ import annotations
+
+import errno
+import os
+import shutil
+import tempfile
+from collections.abc import Iterator
+from contextlib import contextmanager, suppress
+from pathlib import Path
+
+from filelock import FileLock, Timeout
+
+from .errors import BadInput, Busy, DiskError
+
+
+@contextmanager
+def disk_errors(where: Path) -> Iterator[None]:
+    """Translate a full, read-only or failing disk under `where` into one DiskError."""
+    try:
+        yield
+    except OSError as exc:
+        if exc.errno in (errno.ENOSPC, errno.EDQUOT):
+            raise DiskError(f"The disk that holds {where} is full.", "Free some space, then run it again.") from exc
+        if exc.errno in (errno.EROFS, errno.EACCES, errno.EPERM):
+            raise DiskError(f"{where} cannot be written: {exc.strerror}.", "Choose another folder with -o.") from exc
+        if exc.errno in (errno.EIO, errno.EFBIG):
+            raise DiskError(f"Writing {where} failed: {exc.strerror}.", "Check the disk, then run it again.") from exc
+        raise
+
+
+@contextmanager
+def published(target: Path, *, replace: bool = False, marker: str = "artifact.json") -> Iterator[Path]:
+    """Give a temporary folder beside `target`; rename it to `target` when the block ends well.
+
+    A killed process leaves at most a hidden `.NAME.part-*` folder, which the next run removes. A second
+    process that writes the same target is refused while the first holds the lock.
+
+    Args:
+        replace: an existing `target` that holds `marker` may be replaced; nothing else ever is.
+
+    Raises:
+        BadInput: `target` exists and may not be replaced.
+        Busy: another process is writing it.
+        DiskError: the disk is full or read-only.
+    """
+    target = target.absolute()
+    with disk_errors(target):
+        target.parent.mkdir(parents=True, exist_ok=True)
+        lock = FileLock(target.parent / f".{target.name}.lock")
+        try:
+            lock.acquire(timeout=0)
+        except Timeout as exc:
+            raise Busy(
+                f"{target} is being written by another process (lock {lock.lock_file}).",
+                "Wait for it to end, or choose another folder with -o.",
+            ) from exc
+        try:
+            _refuse_existing(target, replace, marker)
+            for stale in target.parent.glob(f".{target.name}.part-*"):
+                shutil.rmtree(stale, ignore_errors=True)
+            scratch = Path(tempfile.mkdtemp(prefix=f".{target.name}.part-", dir=target.parent))
+            try:
+                scratch.chmod(0o755)
+                yield scratch
+                if target.exists():
+                    old = scratch.with_name(scratch.name + "-old")
+                    target.rename(old)
+                    scratch.rename(target)
+                    shutil.rmtree(old, ignore_errors=True)
+                else:
+                    scratch.rename(target)
+            finally:
+                shutil.rmtree(scratch, ignore_errors=True)
+        finally:
+            lock.release()
+            with suppress(OSError):
+                os.unlink(lock.lock_file)
+
+
+def _refuse_existing(target: Path, replace: bool, marker: str) -> None:
+    if not target.exists() or (target.is_dir() and not any(target.iterdir())):
+        return
+    if not target.is_dir() or not (target / marker).is_file():
+        raise BadInput(f"{target} exists and is not an artifact.", "Choose another folder with -o.")
+    if not replace:
+        raise BadInput(f"{target} exists.", "Give --force to replace it, or another folder with -o.")
+
+
+def link_or_copy(source: Path, target: Path) -> bool:
+    """Hard-link `source` (its real file, not a link to it) as `target`, else copy. True when it was linked."""
+    target.parent.mkdir(parents=True, exist_ok=True)
+    real = source.resolve()
+    try:
+        os.link(real, target)
+        return True
+    except OSError as exc:
+        if exc.errno not in (errno.EXDEV, errno.EPERM, errno.EMLINK, errno.ENOTSUP, errno.EACCES):
+            raise
+    shutil.copyfile(real, target)
+    return False

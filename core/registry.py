@@ -1,0 +1,93 @@
+"""Which runtimes there are: one literal table, and entry points that may add to it.
+
+An adapter imports its library at its own top; this table imports the adapter late.
+"""
+
+from __future__ import annotations
+
+import importlib
+import importlib.metadata
+from dataclasses import dataclass
+from typing import Any
+
+from .errors import MissingDependency, UsageError
+
+ENTRY_POINTS = "vitrify.runtimes"
+
+
+@dataclass(frozen=True)
+class RuntimeRow:
+    """Where a runtime's adapter is, the extra that installs its library, and the component formats it opens."""
+
+    module: str
+    extra: str
+    library: str
+    formats: tuple[str, ...]
+
+
+RUNTIMES: dict[str, RuntimeRow] = {
+    "onnx": RuntimeRow("vitrify.runtimes.ort", "onnx", "onnxruntime", ("onnx",)),
+    "torch": RuntimeRow("vitrify.runtimes.torch", "torch", "torch", ("torch",)),
+}
+
+
+def runtime_names() -> list[str]:
+    """Every runtime that can be named: the table's, then those that other packages add."""
+    return [*RUNTIMES, *(e.name for e in _added())]
+
+
+def _added() -> list[importlib.metadata.EntryPoint]:
+    return [e for e in importlib.metadata.entry_points(group=ENTRY_POINTS) if e.name not in RUNTIMES]
+
+
+def load_runtime(name: str) -> Any:
+    """The adapter's `RUNTIME` object (a `vitrify.runtimes.base.Runtime`).
+
+    Raises:
+        UsageError: no runtime has that name.
+        MissingDependency: its library is missing (with the extra to install) or broken (with the cause).
+    """
+    row = RUNTIMES.get(name)
+    if row is None:
+        for entry in _added():
+            if entry.name == name:
+                return _import(entry.load, name, entry.dist.name if entry.dist else name, entry.value)
+        raise UsageError(f"There is no runtime {name!r}.", f"Runtimes are {', '.join(runtime_names())}.")
+
+    def load() -> Any:
+        return importlib.import_module(row.module).RUNTIME
+
+    return _import(load, name, f'"vitrify[{row.extra}]"', row.library)
+
+
+def _import(load: Any, name: str, package: str, library: str) -> Any:
+    try:
+        return load()
+    except ModuleNotFoundError as exc:
+        if (exc.name or "").split(".")[0] == library.split(".")[0].split(":")[0]:
+            raise MissingDependency(
+                f"The {name} runtime needs {library}, which is not installed.", f"pip install {package}"
+            ) from exc
+        raise MissingDependency(
+            f"{library} is installed but does not import: no module {exc.name}.",
+            f"pip install --force-reinstall {package}",
+        ) from exc
+    except ImportError as exc:
+        raise MissingDependency(
+            f"{library} is installed but does not import: {exc}.", f"pip install --force-reinstall {package}"
+        ) from exc
+
+
+def runtime_for(format: str) -> str:
+    """The name of the runtime that opens components of this format.
+
+    Raises:
+        UsageError: none does.
+    """
+    for name, row in RUNTIMES.items():
+        if format in row.formats:
+            return name
+    for entry in _added():
+        if entry.name == format:
+            return entry.name
+    raise UsageError(f"No runtime opens {format!r} components.", f"Runtimes are {', '.join(runtime_names())}.")

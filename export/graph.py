@@ -1,0 +1,226 @@
+"""A torch module that holds no weights -> an ONNX graph that holds none either.
+
+The module is traced on fake tensors. Its parameters come out as graph initializers without data, under the state
+dict's names; `link.py` points them into a checkpoint. Linears become Gemm(transB=1), so that a runtime can map
+their weights as they lie in the checkpoint.
+"""
+
+from __future__ import annotations
+
+import contextlib
+import logging
+import os
+import warnings
+from collections.abc import Iterator
+from typing import TYPE_CHECKING, Any
+
+from ..core.errors import BadInput
+from ..core.tensors import DType
+from .spec import ComponentSpec
+
+if TYPE_CHECKING:
+    import onnx_ir as ir
+    import torch
+
+OPSET = 21
+PLACEHOLDER = "weights"  # location of an initializer whose checkpoint is not known yet
+_PREFIX = "module."  # the wrappers of runtimes/torch hold the library's module under this name
+
+
+def graph_from_module(spec: ComponentSpec, config: dict[str, Any]) -> ir.Model:
+    """Trace `spec`'s module, built from `config`, into an optimized ONNX model without weights.
+
+    Initializers of parameters are external tensors at `PLACEHOLDER`, float32, named as in the module's state dict;
+    buffers that no state dict holds are embedded.
+
+    Raises:
+        BadInput: the config does not build, or the module cannot be traced.
+    """
+    import onnx_ir as ir
+    import torch
+
+    from ..runtimes.torch.modules import build
+
+    with quiet():
+        module, fake = _weightless(lambda: build(spec.kind, config))
+        example = spec.example(config)
+        arguments = []
+        with fake:
+            for name, tensor in spec.inputs(config).items():
+                shape = [example.get(d, d) if isinstance(d, str) else d for d in tensor.shape]
+                dtype = torch.int64 if tensor.dtype is DType.INT64 else torch.float32
+                arguments.append(torch.ones(shape, dtype=dtype) if shape else torch.ones((), dtype=dtype))
+                del name
+        dynamic = tuple(
+            {i: torch.export.Dim.AUTO for i, d in enumerate(t.shape) if isinstance(d, str)}
+            for t in spec.inputs(config).values()
+        )
+        try:
+            with fake, _linears_as_gemm(), _plain_attention(), torch.no_grad():
+                program = torch.export.export(module, tuple(arguments), dynamic_shapes=dynamic, strict=False)
+                exported = torch.onnx.export(
+                    program,
+                    dynamo=True,
+                    optimize=False,
+                    opset_version=OPSET,
+                    verbose=False,
+                    input_names=list(spec.inputs(config)),
+                    output_names=list(spec.outputs(config)),
+                )
+        except Exception as exc:
+            raise BadInput(
+                f"{spec.name} could not be traced: {type(exc).__name__}: {str(exc).splitlines()[0] if str(exc) else ''}",
+                "Report the model's config.json; `vitrify doctor` lists the versions in use.",
+            ) from exc
+        assert exported is not None
+        model: ir.Model = exported.model
+    parameters = {name for name, _ in module.named_parameters()}
+    buffers = {name for name, _ in module.named_buffers()}
+    persistent = set(module.state_dict())
+    _optimize(model, parameters | (buffers & persistent))
+    _name_dims(model, spec, config)
+    for value in model.graph.initializers.values():
+        if value.name is not None and value.name.startswith(_PREFIX) and value.const_value is None:
+            raise BadInput(f"{value.name} came out of the trace without a value.", "Report the model's config.json.")
+    model.producer_name, model.producer_version = "vitrify", None
+    del ir
+    return model
+
+
+def _weightless(make: Any) -> tuple[torch.nn.Module, Any]:
+    """The module with fake parameters and real non-persistent buffers, and the fake mode that made them."""
+    import torch
+    from accelerate import init_empty_weights
+    from torch._subclasses.fake_tensor import FakeTensorMode
+    from torch.fx.experimental.symbolic_shapes import ShapeEnv
+
+    with init_empty_weights(include_buffers=False):
+        module = make()
+    fake = FakeTensorMode(allow_non_fake_inputs=True, shape_env=ShapeEnv())
+    persistent = set(module.state_dict())
+    with fake:
+        for name, parameter in list(module.named_parameters()):
+            owner, leaf = _owner(module, name)
+            value = torch.empty(parameter.shape, dtype=torch.float32)
+            owner._parameters[leaf] = torch.nn.Parameter(value, requires_grad=False)
+        for name, buffer in list(module.named_buffers()):
+            if name in persistent:
+                owner, leaf = _owner(module, name)
+                owner._buffers[leaf] = torch.empty(buffer.shape, dtype=buffer.dtype)
+    return module, fake
+
+
+def _owner(module: torch.nn.Module, name: str) -> tuple[Any, str]:
+    path, _, leaf = name.rpartition(".")
+    return (module.get_submodule(path) if path else module), leaf
+
+
+@contextlib.contextmanager
+def _linears_as_gemm() -> Iterator[None]:
+    """Linear layers see rank-2 inputs while this lasts, which the ONNX exporter writes as Gemm(transB=1)."""
+    import torch
+
+    plain = torch.nn.Linear.forward
+
+    def flat(self: torch.nn.Linear, input: torch.Tensor) -> torch.Tensor:
+        if input.dim() == 2:
+            return plain(self, input)
+        out = plain(self, input.reshape(-1, self.in_features))
+        return out.reshape(*input.shape[:-1], self.out_features)
+
+    torch.nn.Linear.forward = flat  # type: ignore[method-assign]
+    try:
+        yield
+    finally:
+        torch.nn.Linear.forward = plain  # type: ignore[method-assign]
+
+
+@contextlib.contextmanager
+def _plain_attention() -> Iterator[None]:
+    """Attention is softmax(q k^T * scale + mask) v while this lasts: two MatMuls that every runtime knows."""
+    import torch
+    import torch.nn.functional as F
+
+    library = F.scaled_dot_product_attention
+
+    def plain(
+        query: torch.Tensor,
+        key: torch.Tensor,
+        value: torch.Tensor,
+        attn_mask: torch.Tensor | None = None,
+        dropout_p: float = 0.0,
+        is_causal: bool = False,
+        scale: float | None = None,
+        enable_gqa: bool = False,
+    ) -> torch.Tensor:
+        if enable_gqa:
+            raise BadInput("Grouped-query attention is not supported yet.", "Use a model without it.")
+        factor = query.shape[-1] ** -0.5 if scale is None else scale
+        scores = torch.matmul(query * factor, key.transpose(-1, -2))
+        if is_causal:
+            future = torch.ones(scores.shape[-2:], dtype=torch.bool).triu(1)
+            scores = scores + torch.zeros(scores.shape[-2:]).masked_fill(future, float("-inf"))
+        if attn_mask is not None:
+            if attn_mask.dtype == torch.bool:
+                attn_mask = torch.zeros(attn_mask.shape).masked_fill(~attn_mask, float("-inf"))
+            scores = scores + attn_mask
+        return torch.matmul(torch.softmax(scores, dim=-1), value)
+
+    F.scaled_dot_product_attention = plain
+    try:
+        yield
+    finally:
+        F.scaled_dot_product_attention = library
+
+
+def _optimize(model: ir.Model, weights: set[str]) -> None:
+    """Fold and simplify around the weights, which are graph inputs while the optimizer runs: it never sees data."""
+    import onnx_ir as ir
+    import onnxscript.optimizer
+
+    graph = model.graph
+    held = []
+    for name in [n for n in graph.initializers if n in weights]:
+        value = graph.initializers.pop(name)
+        value.const_value = None
+        graph.inputs.append(value)
+        held.append(value)
+    onnxscript.optimizer.optimize(model)
+    keep = [v for v in graph.inputs if v not in held]
+    del graph.inputs[:]
+    graph.inputs.extend(keep)
+    for value in held:
+        if not value.uses():
+            continue
+        name = (value.name or "").removeprefix(_PREFIX)
+        value.name = name
+        assert value.shape is not None and value.dtype is not None
+        value.const_value = ir.ExternalTensor(
+            location=PLACEHOLDER, offset=0, length=0, dtype=value.dtype, shape=value.shape, name=name
+        )
+        graph.initializers[name] = value
+
+
+def _name_dims(model: ir.Model, spec: ComponentSpec, config: dict[str, Any]) -> None:
+    """Give the graph's inputs and outputs the spec's names for their dynamic dims."""
+    import onnx_ir as ir
+
+    specs = {**spec.inputs(config), **spec.outputs(config)}
+    for value in [*model.graph.inputs, *model.graph.outputs]:
+        value.shape = ir.Shape(specs[value.name or ""].shape)
+
+
+@contextlib.contextmanager
+def quiet() -> Iterator[None]:
+    """Silence the exporters' chatter: warnings, loggers, and progress printed to the terminal."""
+    loggers = [logging.getLogger(n) for n in ("torch.onnx", "onnxscript", "torch.export", "onnx_ir", "transformers")]
+    levels = [logger.level for logger in loggers]
+    for logger in loggers:
+        logger.setLevel(logging.ERROR)
+    try:
+        with warnings.catch_warnings(), open(os.devnull, "w") as null, contextlib.redirect_stdout(null):
+            warnings.simplefilter("ignore")
+            yield
+    finally:
+        for logger, level in zip(loggers, levels, strict=True):
+            logger.setLevel(level)

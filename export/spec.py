@@ -1,0 +1,46 @@
+"""What the exporter must know of one kind of component; a family lists its own in export/families/."""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Mapping
+from dataclasses import dataclass
+from typing import Any
+
+from ..core.tensors import TensorSpec
+
+Config = dict[str, Any]
+Specs = Callable[[Config], dict[str, TensorSpec]]
+
+
+@dataclass(frozen=True)
+class ComponentSpec:
+    """One component of a family.
+
+    name: its name and folder in the artifact. kind: the wrapper in runtimes/torch/modules.py.
+    folder: where its config and checkpoint lie in the source ("" is the source's root). stem: the checkpoint's file
+    name without .safetensors. library: who names its tensors, diffusers or transformers.
+    inputs, outputs: tensor specs, given the config. example: a size for each symbol, odd and above 1, to trace with.
+    shapes: (min, optimum, max) for each symbol. checks: the two sets of sizes at which a proof compares.
+    narrow: the config of a twin with the same structure and a few MB of weights.
+    """
+
+    name: str
+    kind: str
+    folder: str
+    stem: str
+    library: str
+    inputs: Specs
+    outputs: Specs
+    example: Callable[[Config], dict[str, int]]
+    shapes: Callable[[Config], dict[str, tuple[int, int, int]]]
+    checks: Callable[[Config], list[dict[str, int]]]
+    narrow: Callable[[Config], Config]
+    # the parameters that this component does not use, by prefix, such as the decoder's in a VAE encoder
+    unused: tuple[str, ...] = ()
+
+    def numbers(self, config: Config, sizes: Mapping[str, int]) -> dict[str, tuple[int, ...]]:
+        """The shape of each input at these sizes."""
+        return {
+            name: tuple(sizes[d] if isinstance(d, str) else d for d in spec.shape)
+            for name, spec in self.inputs(config).items()
+        }

@@ -1,0 +1,97 @@
+"""Latent consistency models: Luo et al., arXiv 2310.04378."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from dataclasses import dataclass
+from typing import Any, ClassVar
+
+import numpy as np
+import numpy.typing as npt
+
+from ...core.errors import BadInput
+from ..random import Generator
+from .base import (
+    FloatArray,
+    Settings,
+    alphas_cumprod,
+    check_steps,
+    check_timesteps,
+    noised,
+    predicted_original,
+)
+from .options import settings_from_config
+
+SIGMA_DATA = np.float32(0.5)  # standard deviation of the data in the boundary condition, arXiv 2303.01469, appendix C
+
+
+@dataclass(frozen=True, kw_only=True)
+class LcmSettings(Settings):
+    """Options of diffusers' LCMScheduler; it has its own timesteps, so timestep_spacing and steps_offset do nothing."""
+
+    choices: ClassVar[Mapping[str, tuple[object, ...]]] = {**Settings.choices, "thresholding": (False,)}
+
+    beta_start: float = 0.00085
+    beta_end: float = 0.012
+    beta_schedule: str = "scaled_linear"
+    original_inference_steps: int = 50
+    clip_sample: bool = False
+    clip_sample_range: float = 1.0
+    timestep_scaling: float = 10.0
+    rescale_betas_zero_snr: bool = False
+    thresholding: bool = False
+
+
+class LcmScheduler:
+    """diffusers' LCMScheduler. See `Scheduler` for shapes."""
+
+    name = "lcm"
+    init_noise_sigma = 1.0
+
+    def __init__(self, config: Mapping[str, Any]) -> None:
+        self.settings = settings_from_config(LcmSettings, config, self.name)
+        original, train = self.settings.original_inference_steps, self.settings.num_train_timesteps
+        if not 1 <= original <= train:
+            raise BadInput(
+                f"original_inference_steps={original} of the scheduler 'lcm' is not between 1 and {train}.",
+                "Correct scheduler_config.json.",
+            )
+        self._alphas = alphas_cumprod(self.settings, zero_snr=self.settings.rescale_betas_zero_snr)
+        self.timesteps: npt.NDArray[np.int64] = np.empty(0, dtype=np.int64)
+
+    def set_timesteps(self, steps: int) -> None:
+        """`steps` of the timesteps that the model was distilled on, evenly spread."""
+        original, train = self.settings.original_inference_steps, self.settings.num_train_timesteps
+        check_steps(steps, train)
+        if steps > original:
+            raise BadInput(
+                f"{steps} steps are more than the {original} the model was distilled on (original_inference_steps).",
+                f"Give 1 to {original} steps; 4 to 8 are usual.",
+            )
+        distilled = np.arange(original, 0, -1, dtype=np.int64) * (train // original) - 1
+        timesteps = distilled[np.linspace(0, original, steps, endpoint=False).astype(np.int64)]
+        check_timesteps(timesteps, self._alphas, self.settings)
+        self.timesteps = timesteps
+
+    def scale_model_input(self, latents: FloatArray, index: int) -> FloatArray:
+        return latents
+
+    def step(self, model_output: FloatArray, index: int, latents: FloatArray, generator: Generator) -> FloatArray:
+        """Multistep consistency sampling: arXiv 2310.04378, algorithm 3. The last step draws no noise."""
+        timestep = self.timesteps[index]
+        level = self._alphas[timestep]
+        alpha_t, sigma_t = np.sqrt(level), np.sqrt(np.float32(1.0) - level)
+        original = predicted_original(self.settings.prediction_type, model_output, latents, alpha_t, sigma_t)
+        if self.settings.clip_sample:
+            original = np.clip(original, -self.settings.clip_sample_range, self.settings.clip_sample_range)
+
+        scaled = np.float32(timestep) * np.float32(self.settings.timestep_scaling)
+        keep = SIGMA_DATA**2 / (scaled**2 + SIGMA_DATA**2)
+        take = scaled / np.sqrt(scaled**2 + SIGMA_DATA**2)
+        denoised: FloatArray = take * original + keep * latents
+        if index == len(self.timesteps) - 1:
+            return denoised
+        return noised(denoised, generator.normal(model_output.shape), self._alphas[self.timesteps[index + 1]])
+
+    def add_noise(self, latents: FloatArray, noise: FloatArray, index: int) -> FloatArray:
+        return noised(latents, noise, self._alphas[self.timesteps[index]])

@@ -1,0 +1,1 @@
+"""Two artifacts side by side: graphs, weights, numbers, pictures and labels."""

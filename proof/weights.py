@@ -1,0 +1,119 @@
+"""The weights proof: every initializer of a graph traced to the tensor of the source that it must be."""
+
+from __future__ import annotations
+
+import hashlib
+import os
+from collections.abc import Mapping
+from concurrent.futures import ThreadPoolExecutor
+from dataclasses import replace
+from pathlib import Path
+from typing import Any
+
+from ..core.artifact import Component, WeightFile
+from ..core.errors import ProofFailed
+from ..core.safetensors_header import TensorEntry, read_header
+
+_BLOCK = 8 << 20
+Json = dict[str, Any]
+
+
+class FileHashes:
+    """sha256 of files and of the tensors in them, in one pass over each file; remembers by inode, not by name."""
+
+    def __init__(self) -> None:
+        self._known: dict[tuple[int, int], tuple[str, dict[tuple[int, int], str]]] = {}
+
+    def add(self, files: list[Path]) -> None:
+        """Hash these safetensors files, two at a time."""
+        todo = {self._key(f): f for f in files if self._key(f) not in self._known}
+        with ThreadPoolExecutor(2) as pool:
+            for key, result in zip(todo, pool.map(_hash, todo.values()), strict=True):
+                self._known[key] = result
+
+    def file(self, path: Path) -> str:
+        self.add([path])
+        return self._known[self._key(path)][0]
+
+    def tensor(self, path: Path, offset: int, length: int) -> str | None:
+        """The hash of these bytes where they are exactly one tensor of the file, else None."""
+        self.add([path])
+        return self._known[self._key(path)][1].get((offset, length))
+
+    @staticmethod
+    def _key(path: Path) -> tuple[int, int]:
+        stat = os.stat(path)
+        return stat.st_dev, stat.st_ino
+
+
+def _hash(path: Path) -> tuple[str, dict[tuple[int, int], str]]:
+    whole = hashlib.sha256()
+    tensors: dict[tuple[int, int], str] = {}
+    entries = sorted(read_header(path).values(), key=lambda e: e.offset)
+    with path.open("rb") as stream:
+        for entry in entries:
+            if entry.offset > stream.tell():
+                whole.update(stream.read(entry.offset - stream.tell()))
+            one = hashlib.sha256()
+            left = entry.length
+            while left:
+                block = stream.read(min(left, _BLOCK))
+                whole.update(block)
+                one.update(block)
+                left -= len(block)
+            tensors[entry.offset, entry.length] = one.hexdigest()
+        while block := stream.read(_BLOCK):
+            whole.update(block)
+    return whole.hexdigest(), tensors
+
+
+def prove_weights(component: Component, expected: Mapping[str, TensorEntry], hashes: FileHashes) -> Component:
+    """Trace every external initializer of the component's graph on disk to its source tensor.
+
+    Args:
+        expected: initializer name -> the tensor of the source that it must be.
+
+    Returns:
+        The component with its files' hashes and `proof.weights`: how many tensors, and one sha256 over their sorted
+        (name, dtype, shape, sha256).
+
+    Raises:
+        ProofFailed: names the initializer and what differs.
+    """
+    import onnx
+
+    graph = onnx.load(str(component.graph_path), load_external_data=False).graph
+    digest, count = hashlib.sha256(), 0
+    for tensor in sorted(graph.initializer, key=lambda t: str(t.name)):
+        if tensor.data_location != onnx.TensorProto.EXTERNAL:
+            continue
+        entry = expected.get(tensor.name)
+        if entry is None:
+            raise _failed(tensor.name, "the source has no such tensor")
+        place = {e.key: e.value for e in tensor.external_data}
+        path = component.graph_path.parent / place["location"]
+        offset, length = int(place.get("offset", 0)), int(place.get("length", 0))
+        dtype = _SAFETENSORS.get(onnx.TensorProto.DataType.Name(tensor.data_type))
+        elements = 1
+        for dim in tensor.dims:
+            elements *= dim
+        if dtype != entry.dtype or elements != entry.elements:
+            raise _failed(tensor.name, f"it is {dtype} {list(tensor.dims)}, its source {entry.dtype} {list(entry.shape)}")
+        got, want = hashes.tensor(path, offset, length), hashes.tensor(entry.file, entry.offset, entry.length)
+        if got is None or got != want:
+            raise _failed(tensor.name, "its bytes are not those of its source")
+        # equal bytes elsewhere in the same file would hide a swap of two names
+        if path.stat().st_ino == entry.file.stat().st_ino and offset != entry.offset:
+            raise _failed(tensor.name, f"it points at byte {offset}, its source lies at byte {entry.offset}")
+        digest.update(f"{tensor.name} {dtype} {list(tensor.dims)} {got}\n".encode())
+        count += 1
+    weights = tuple(WeightFile(w.path, w.bytes, hashes.file(component.root / w.path)) for w in component.weights)
+    proof: Json = {**component.proof, "weights": {"tensors": count, "sha256": digest.hexdigest()}}
+    return replace(component, weights=weights, proof=proof)
+
+
+_SAFETENSORS = {"FLOAT": "F32", "FLOAT16": "F16", "BFLOAT16": "BF16", "DOUBLE": "F64", "INT64": "I64"}
+
+
+def _failed(name: str, why: str) -> ProofFailed:
+    return ProofFailed(f"Weight {name}: {why}.", "Nothing was published. Export again; if it stays, report it.")

@@ -1,0 +1,1 @@
+"""One adapter a runtime: a component in, a session out."""

@@ -1,0 +1,84 @@
+"""What every runtime's adapter offers. Small on purpose: a member enters when two adapters need it."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from dataclasses import asdict, dataclass, field
+from typing import Any, Protocol
+
+from ..core.artifact import Component
+from ..core.device import Device
+from ..core.tensors import Array, TensorSpec
+
+
+@dataclass(frozen=True)
+class Placement:
+    """What really runs a component, as the library itself reports it, not as it was asked for."""
+
+    runtime: str
+    provider: str
+    device: str
+    precision: str
+
+    def to_json(self) -> dict[str, str]:
+        return asdict(self)
+
+    def __str__(self) -> str:
+        return f"{self.runtime} {self.provider} on {self.device}, {self.precision}"
+
+
+@dataclass(frozen=True)
+class Options:
+    """How a session is opened.
+
+    threads: 0 leaves the choice to the library.
+    prepack: copy the weights into the layout that computes fastest. Off, weights stay mapped from their file:
+        a session opens at once and needs less memory, each run is slower.
+    arena: keep freed memory for the next run.
+    cache: keep the runtime's own optimized graph on disk, where it has one; a full copy of the weights.
+    """
+
+    threads: int = 0
+    prepack: bool = True
+    arena: bool = True
+    cache: bool = False
+
+
+@dataclass(frozen=True)
+class Probe:
+    """What a runtime can do on this machine; `problem` and `fix` say why it cannot."""
+
+    runtime: str
+    version: str
+    devices: tuple[str, ...]
+    details: Mapping[str, Any] = field(default_factory=dict)
+    problem: str = ""
+    fix: str = ""
+
+
+class Session(Protocol):
+    """An opened component. Arrays are numpy; the outputs belong to the caller."""
+
+    @property
+    def inputs(self) -> Mapping[str, TensorSpec]: ...
+    @property
+    def outputs(self) -> Mapping[str, TensorSpec]: ...
+    @property
+    def placement(self) -> Placement: ...
+    def run(self, tensors: Mapping[str, Array]) -> dict[str, Array]: ...
+    def close(self) -> None: ...
+
+
+class Runtime(Protocol):
+    """One adapter. Its module keeps an instance under the name `RUNTIME`."""
+
+    name: str
+
+    def probe(self) -> Probe: ...
+    def open(
+        self,
+        component: Component,
+        device: Device,
+        options: Options,
+        overrides: Mapping[str, Array] | None = None,
+    ) -> Session: ...

@@ -1,0 +1,131 @@
+"""Diffusers and transformers modules as flat functions of tensors.
+
+The reference session and the exporter use the same wrappers, so both mean the same component by the same inputs
+and outputs. A wrapper holds the library's module as `module`; its state dict is that module's under `module.`.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from pathlib import Path
+from typing import Any
+
+import torch
+
+
+class ClipText(torch.nn.Module):
+    """input_ids int64 [batch, tokens] -> last_hidden_state [batch, tokens, dim], pooler_output [batch, dim]."""
+
+    def __init__(self, module: torch.nn.Module) -> None:
+        super().__init__()
+        self.module = module
+
+    def forward(self, input_ids: torch.Tensor) -> tuple[torch.Tensor, ...]:
+        out = self.module(input_ids=input_ids, return_dict=True)
+        return out.last_hidden_state, out.pooler_output
+
+
+class Unet(torch.nn.Module):
+    """sample [batch, 4, height, width], timestep [], encoder_hidden_states [batch, tokens, dim] -> out_sample."""
+
+    def __init__(self, module: torch.nn.Module) -> None:
+        super().__init__()
+        self.module = module
+
+    def forward(
+        self, sample: torch.Tensor, timestep: torch.Tensor, encoder_hidden_states: torch.Tensor
+    ) -> tuple[torch.Tensor, ...]:
+        out: tuple[torch.Tensor, ...] = self.module(sample, timestep, encoder_hidden_states, return_dict=False)
+        return out
+
+
+class VaeEncoder(torch.nn.Module):
+    """sample [batch, 3, height, width] in -1..1 -> latent_parameters [batch, 8, h, w]: means, then log variances."""
+
+    def __init__(self, module: torch.nn.Module) -> None:
+        super().__init__()
+        self.module = module
+
+    def forward(self, sample: torch.Tensor) -> tuple[torch.Tensor, ...]:
+        return (self.module.encode(sample).latent_dist.parameters,)
+
+
+class VaeDecoder(torch.nn.Module):
+    """latent_sample [batch, 4, h, w], unscaled -> sample [batch, 3, height, width] in about -1..1."""
+
+    def __init__(self, module: torch.nn.Module) -> None:
+        super().__init__()
+        self.module = module
+
+    def forward(self, latent_sample: torch.Tensor) -> tuple[torch.Tensor, ...]:
+        out: tuple[torch.Tensor, ...] = self.module.decode(latent_sample, return_dict=False)
+        return out
+
+
+class ImageClassifier(torch.nn.Module):
+    """pixel_values [batch, 3, height, width] -> logits [batch, labels]."""
+
+    def __init__(self, module: torch.nn.Module) -> None:
+        super().__init__()
+        self.module = module
+
+    def forward(self, pixel_values: torch.Tensor) -> tuple[torch.Tensor, ...]:
+        return (self.module(pixel_values=pixel_values, return_dict=True).logits,)
+
+
+def _diffusers(name: str) -> Callable[[], Any]:
+    def load() -> Any:
+        import diffusers
+
+        return getattr(diffusers, name)
+
+    return load
+
+
+def _transformers(name: str) -> Callable[[], Any]:
+    def load() -> Any:
+        import transformers
+
+        return getattr(transformers, name)
+
+    return load
+
+
+# kind -> (wrapper, the library's class)
+KINDS: dict[str, tuple[type[torch.nn.Module], Callable[[], Any]]] = {
+    "clip_text": (ClipText, _transformers("CLIPTextModel")),
+    "unet": (Unet, _diffusers("UNet2DConditionModel")),
+    "vae_encoder": (VaeEncoder, _diffusers("AutoencoderKL")),
+    "vae_decoder": (VaeDecoder, _diffusers("AutoencoderKL")),
+    "image_classifier": (ImageClassifier, _transformers("AutoModelForImageClassification")),
+}
+
+
+def build(kind: str, config: dict[str, Any]) -> torch.nn.Module:
+    """The wrapped module made from a config.json's content, with fresh weights on the current default device."""
+    wrapper, load_class = KINDS[kind]
+    cls = load_class()
+    if kind == "clip_text":
+        return wrapper(cls(cls.config_class.from_dict(config)).eval())
+    if kind == "image_classifier":
+        from transformers import AutoConfig
+
+        given = {k: v for k, v in config.items() if k != "model_type"}
+        return wrapper(cls.from_config(AutoConfig.for_model(config["model_type"], **given)).eval())
+    return wrapper(cls.from_config(config).eval())
+
+
+def load(kind: str, folder: Path, variant: str | None = None) -> torch.nn.Module:
+    """The wrapped module with the weights of `folder`, in float32."""
+    wrapper, load_class = KINDS[kind]
+    word = "dtype" if _takes_dtype() or kind not in ("clip_text", "image_classifier") else "torch_dtype"
+    if kind in ("unet", "vae_encoder", "vae_decoder"):
+        word = "torch_dtype"
+    given = {word: torch.float32, "variant": variant, "use_safetensors": True, "local_files_only": True}
+    return wrapper(load_class().from_pretrained(str(folder), **given).eval())
+
+
+def _takes_dtype() -> bool:
+    import transformers
+
+    return int(transformers.__version__.split(".")[0]) >= 5
