@@ -122,8 +122,12 @@ class EmojiSet:
 
     def on_white(self, name: str, size: int = 64) -> np.ndarray[Any, Any]:
         """uint8 [size, size, 3]: the picture on a white background."""
+        return self.on_ground(name, (255, 255, 255), size)
+
+    def on_ground(self, name: str, colour: tuple[int, int, int], size: int = 64) -> np.ndarray[Any, Any]:
+        """uint8 [size, size, 3]: the picture on a background of one colour."""
         picture = self.rgba(name)
-        ground = Image.new("RGBA", picture.size, (255, 255, 255, 255))
+        ground = Image.new("RGBA", picture.size, (*colour, 255))
         ground.alpha_composite(picture)
         return np.asarray(ground.convert("RGB").resize((size, size), Image.Resampling.LANCZOS))
 
@@ -133,7 +137,7 @@ def emoji_set(folder: Path) -> EmojiSet:
     package = folder / "package"
     if not (package / "emoji.json").is_file():
         folder.mkdir(parents=True, exist_ok=True)
-        subprocess.run(["npm", "pack", EMOJI_PACKAGE], cwd=folder, check=True, stdout=subprocess.DEVNULL)
+        subprocess.run(["npm", "pack", "--silent", EMOJI_PACKAGE], cwd=folder, check=True, stdout=subprocess.DEVNULL)
         archive = next(folder.glob("emoji-datasource-google-*.tgz"))
         with tarfile.open(archive) as tar:
             tar.extractall(folder, filter="data")

@@ -6,6 +6,11 @@ ones. About two hours on one core:
     python -m vitrify.demo.train_diffusion vae  --work DIR --minutes 20
     python -m vitrify.demo.train_diffusion unet --work DIR --minutes 80 --resume
     python -m vitrify.demo.train_diffusion pack --work DIR --out DIR/emoji-diffusion
+
+    python -m vitrify.demo.train_diffusion night --work DIR --minutes 20 --out DIR/emoji-diffusion
+
+`night` fine-tunes the biases and norms of the UNet alone, to draw on a midnight-blue ground; it leaves the changed
+tensors (about 100 kB) in `night.safetensors` beside the pipeline. `unpack --out FOLDER` turns a packed pipeline back into checkpoints that `unet --resume` goes on from.
 """
 
 from __future__ import annotations
@@ -21,10 +26,12 @@ import numpy as np
 import torch
 import torch.nn.functional as F
 from diffusers import AutoencoderKL, DDIMScheduler, StableDiffusionPipeline, UNet2DConditionModel
+from safetensors.torch import save_file
 from transformers import CLIPTextConfig, CLIPTextModel, CLIPTokenizer
 
 from .emoji import EmojiSet, captions, emoji_set, write_clip_vocabulary
 
+NIGHT = (24, 28, 64)  # the ground of the second fine-tune, RGB
 HELD_OUT_EVERY = 10  # each tenth emoji (by name) that has no caption is never shown to the VAE
 
 
@@ -188,7 +195,8 @@ def train_unet(work: Path, minutes: float, seed: int, resume: bool) -> None:
         unet.load_state_dict(state["raw_unet"])
         text.load_state_dict(state["raw_text"])
         ema, step, spent = state["ema"], state["step"], state["spent"]
-        optimizer.load_state_dict(state["optimizer"])
+        if "optimizer" in state:
+            optimizer.load_state_dict(state["optimizer"])
     batch = 48
     used: list[float] = []
 
@@ -236,6 +244,41 @@ def train_unet(work: Path, minutes: float, seed: int, resume: bool) -> None:
     save()
 
 
+def train_night(work: Path, folder: Path, minutes: float, seed: int) -> None:
+    """Fine-tune the one-dimensional tensors of the packed UNet on a dark ground; write them beside the pipeline."""
+    torch.manual_seed(seed)
+    pipeline = StableDiffusionPipeline.from_pretrained(folder, torch_dtype=torch.float32)
+    emoji, table, unet, vae = emoji_set(work), captions(), pipeline.unet, pipeline.vae
+    pictures = {s: np.stack([emoji.on_ground(n, NIGHT, s) for n in table.values()]) for s in (64, 96)}
+    with torch.no_grad():
+        scaling = vae.config.scaling_factor
+        latents = {s: vae.encode(as_batch(p)).latent_dist.mode() * scaling for s, p in pictures.items()}
+        words = pipeline.tokenizer([*table, ""], padding="max_length", return_tensors="pt").input_ids
+        hidden = pipeline.text_encoder(words).last_hidden_state
+    unet.requires_grad_(False)
+    changed = {n: p.requires_grad_(True) for n, p in unet.named_parameters() if p.ndim == 1}
+    optimizer = torch.optim.AdamW(changed.values(), lr=3e-3, weight_decay=0.0, betas=(0.9, 0.99))
+    scheduler, start, step = new_scheduler(), time.time(), 0
+    unet.train()
+    while (done := (time.time() - start) / (60 * minutes)) < 1:
+        size = 96 if step % 8 == 7 else 64
+        which = torch.randint(len(table), (16 if size == 96 else 32,))
+        prompt = torch.where(torch.rand(len(which)) < 0.1, len(table), which)
+        x0, t = latents[size][which], torch.randint(1000, (len(which),))
+        noise = torch.randn_like(x0)
+        out = unet(scheduler.add_noise(x0, noise, t), t, hidden[prompt]).sample
+        loss = F.mse_loss(out, scheduler.get_velocity(x0, noise, t))
+        optimizer.param_groups[0]["lr"] = 3e-3 * (0.5 + 0.5 * math.cos(math.pi * done) + 0.01)
+        optimizer.zero_grad()
+        loss.backward()
+        optimizer.step()
+        step += 1
+        if step % 50 == 0:
+            print(f"step {step} {time.time() - start:.0f} s loss {loss.item():.4f}", flush=True)
+            save_file({n: p.detach().half() for n, p in changed.items()}, folder / "night.safetensors")
+    save_file({n: p.detach().half() for n, p in changed.items()}, folder / "night.safetensors")
+
+
 def load_pipeline(work: Path) -> StableDiffusionPipeline:
     """The trained pieces as a StableDiffusionPipeline, float32."""
     state = torch.load(work / "unet.pt", weights_only=True)
@@ -258,21 +301,38 @@ def load_pipeline(work: Path) -> StableDiffusionPipeline:
     )
 
 
+def unpack(work: Path, folder: Path) -> None:
+    """Write the checkpoints of a packed pipeline, with a new optimizer, so that its training can go on."""
+    pipeline = StableDiffusionPipeline.from_pretrained(folder, torch_dtype=torch.float32)
+    work.mkdir(parents=True, exist_ok=True)
+    torch.save(pipeline.vae.state_dict(), work / "vae.pt")
+    unet, text = pipeline.unet.state_dict(), pipeline.text_encoder.state_dict()
+    parameters = [*pipeline.unet.parameters(), *pipeline.text_encoder.parameters()]
+    state = {"raw_unet": unet, "raw_text": text, "unet": unet, "text": text}
+    state |= {"ema": [p.detach().clone() for p in parameters], "step": 0, "spent": 0.0}
+    state |= {"scaling": pipeline.vae.config.scaling_factor}
+    torch.save(state, work / "unet.pt")
+
+
 def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
-    parser.add_argument("stage", choices=["vae", "unet", "pack"])
+    parser.add_argument("stage", choices=["vae", "unet", "pack", "night", "unpack"])
     parser.add_argument("--work", type=Path, required=True, help="folder for the data and the checkpoints")
     parser.add_argument("--minutes", type=float, default=60, help="length of the stage")
     parser.add_argument("--seed", type=int, default=0)
     parser.add_argument("--threads", type=int, default=1)
     parser.add_argument("--resume", action="store_true", help="go on from the last checkpoint")
-    parser.add_argument("--out", type=Path, help="pack: where the fp16 pipeline goes")
+    parser.add_argument("--out", type=Path, help="pack, unpack: the folder of the fp16 pipeline")
     given = parser.parse_args()
     torch.set_num_threads(given.threads)
     if given.stage == "vae":
         train_vae(given.work, given.minutes, given.seed)
     elif given.stage == "unet":
         train_unet(given.work, given.minutes, given.seed, given.resume)
+    elif given.stage == "night":
+        train_night(given.work, given.out, given.minutes, given.seed)
+    elif given.stage == "unpack":
+        unpack(given.work, given.out)
     else:
         load_pipeline(given.work).to(dtype=torch.float16).save_pretrained(given.out)
 

@@ -1,0 +1,1 @@
+"""Measuring: one harness, a process a case."""

@@ -1,0 +1,127 @@
+"""Print the figures of the built-in models: captions drawn, pictures rebuilt, expressions read.
+
+    python -m vitrify.demo.evaluate --work DIR
+
+The pictures come from diffusers and transformers in float32, so the figures describe the models alone.
+"""
+
+from __future__ import annotations
+
+import argparse
+import json
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import torch
+from diffusers import DDIMScheduler, StableDiffusionPipeline
+from transformers import ViTForImageClassification
+
+from .emoji import EmojiSet, captions, emoji_set
+from .train_diffusion import as_batch, held_out, psnr
+from .train_emotions import GLYPHS, LABELS, UNSEEN, as_pixels, views
+
+MODELS = Path(__file__).parent / "models"
+
+
+def nearest_right(drawn: np.ndarray[Any, Any], truth: np.ndarray[Any, Any]) -> np.ndarray[Any, Any]:
+    """bool [n]: picture i of `drawn` is nearer (squared error) to `truth[i]` than to any other. uint8 [n, h, w, 3]."""
+    a, b = (x.reshape(len(x), -1).astype(np.float32) for x in (drawn, truth))
+    distance = (a * a).sum(1)[:, None] - 2 * a @ b.T + (b * b).sum(1)
+    found: np.ndarray[Any, Any] = distance.argmin(1) == np.arange(len(drawn))
+    return found
+
+
+@torch.no_grad()
+def captions_drawn(
+    folder: Path, emoji: EmojiSet, guidance: float, seeds: int, steps: int, limit: int | None
+) -> dict[str, Any]:
+    """Draw every caption with DDIM and find its nearest training picture. Missed captions are listed."""
+    pipeline = StableDiffusionPipeline.from_pretrained(folder, torch_dtype=torch.float32)
+    pipeline.set_progress_bar_config(disable=True)
+    pipeline.scheduler = DDIMScheduler.from_config(pipeline.scheduler.config)
+    table = dict(list(captions().items())[:limit])
+    truth = np.stack([emoji.on_white(n) for n in captions().values()])
+    prompts, hits, missed = list(table), 0, []
+    for seed in range(seeds):
+        generators = [torch.Generator().manual_seed(1000 * seed + i) for i in range(len(prompts))]
+        drawn = []
+        for i in range(0, len(prompts), 16):
+            part = pipeline(
+                prompts[i : i + 16],
+                generator=generators[i : i + 16],
+                num_inference_steps=steps,
+                guidance_scale=guidance,
+                width=64,
+                height=64,
+                output_type="np",
+            )
+            drawn.append((part.images * 255).round().astype(np.uint8))
+        pictures = np.concatenate(drawn)
+        if len(pictures) < len(truth):
+            pictures = np.concatenate([pictures, truth[len(pictures) :]])
+        right = nearest_right(pictures, truth)[: len(prompts)]
+        hits += int(right.sum())
+        missed += [f"{p} (seed {seed})" for p, r in zip(prompts, right, strict=True) if not r]
+    total = len(prompts) * seeds
+    return {"captions": len(prompts), "pictures": total, "accuracy": hits / total, "missed": missed}
+
+
+@torch.no_grad()
+def pictures_rebuilt(folder: Path, emoji: EmojiSet) -> dict[str, Any]:
+    """PSNR (dB) of the VAE on emoji that it never saw."""
+    vae = StableDiffusionPipeline.from_pretrained(folder, torch_dtype=torch.float32).vae
+    names = held_out(emoji)
+    pictures = as_batch(np.stack([emoji.on_white(n) for n in names]))
+    scores = psnr(vae.decode(vae.encode(pictures).latent_dist.mode()).sample, pictures)
+    return {"held_out": len(names), "psnr_db": float(scores.mean()), "worst_db": float(scores.min())}
+
+
+@torch.no_grad()
+def expressions_read(folder: Path, emoji: EmojiSet) -> dict[str, Any]:
+    """Accuracy on fresh augmentations of the trained glyphs, and apart on glyphs it never saw."""
+    model = ViTForImageClassification.from_pretrained(folder, dtype=torch.float32).eval()
+    report: dict[str, Any] = {}
+    for name, table, each in (("held_out_views", GLYPHS, 10), ("unseen_glyphs", UNSEEN, 10)):
+        pictures, truth = views(emoji, table, each, seed=4242)
+        logits = torch.cat([model(as_pixels(pictures[i : i + 32])).logits for i in range(0, len(pictures), 32)])
+        right = logits.argmax(1) == torch.tensor(truth)
+        by_label = {
+            label: float(right[torch.tensor(truth) == i].float().mean()) for i, label in enumerate(LABELS)
+        }
+        glyphs = sum(len(g) for g in table.values())
+        report[name] = {
+            "glyphs": glyphs,
+            "views": len(pictures),
+            "accuracy": float(right.float().mean()),
+            "by_label": by_label,
+        }
+    return report
+
+
+def main() -> None:
+    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    parser.add_argument("--work", type=Path, required=True, help="folder for the emoji package")
+    parser.add_argument("--diffusion", type=Path, default=MODELS / "emoji-diffusion")
+    parser.add_argument("--emotions", type=Path, default=MODELS / "emoji-emotions")
+    parser.add_argument("--guidance", type=float, default=3.0)
+    parser.add_argument("--steps", type=int, default=20)
+    parser.add_argument("--seeds", type=int, default=2)
+    parser.add_argument("--limit", type=int, help="only the first captions, for a quick look")
+    parser.add_argument("--only", choices=["captions", "vae", "expressions"])
+    given = parser.parse_args()
+    emoji = emoji_set(given.work)
+    report: dict[str, Any] = {}
+    if given.only in (None, "vae"):
+        report["vae"] = pictures_rebuilt(given.diffusion, emoji)
+    if given.only in (None, "expressions"):
+        report["emoji-emotions"] = expressions_read(given.emotions, emoji)
+    if given.only in (None, "captions"):
+        report["emoji-diffusion"] = captions_drawn(
+            given.diffusion, emoji, given.guidance, given.seeds, given.steps, given.limit
+        )
+    print(json.dumps(report, indent=1))
+
+
+if __name__ == "__main__":
+    main()
