@@ -1,1 +1,43 @@
-"""vitrify."""
+"""vitrify: diffusion pipelines and image classifiers as compiled artifacts.
+
+    import vitrify
+    pipeline = vitrify.load("sd15-onnx")
+    pipeline.generate("a red fox", seed=7).images[0].save("fox.png")
+
+The names below are imported when they are first used: `import vitrify` alone loads no heavy library.
+"""
+
+from __future__ import annotations
+
+import importlib
+import importlib.metadata
+from typing import TYPE_CHECKING, Any
+
+if TYPE_CHECKING:
+    from .core.artifact import Artifact as Artifact
+    from .export.job import export_model as export_model
+    from .pipelines.load import load as load
+
+_WHERE = {
+    "Artifact": ".core.artifact",
+    "VitrifyError": ".core.errors",
+    "export_model": ".export.job",
+    "load": ".pipelines.load",
+}
+
+__all__ = ["Artifact", "VitrifyError", "__version__", "export_model", "load"]  # noqa: F822 (lazy)
+
+
+def __getattr__(name: str) -> Any:
+    if name == "__version__":
+        try:
+            return importlib.metadata.version("vitrify")
+        except importlib.metadata.PackageNotFoundError:  # a checkout that was not installed
+            return "0+unknown"
+    if name in _WHERE:
+        return getattr(importlib.import_module(_WHERE[name], __name__), name)
+    raise AttributeError(f"module {__name__!r} has no attribute {name!r}")
+
+
+def __dir__() -> list[str]:
+    return sorted(__all__)

@@ -16,6 +16,7 @@ from typing import TYPE_CHECKING, Any
 
 from ..core.errors import BadInput
 from ..core.tensors import DType
+from .names import COMPUTED
 from .spec import ComponentSpec
 
 if TYPE_CHECKING:
@@ -42,7 +43,7 @@ def graph_from_module(spec: ComponentSpec, config: dict[str, Any]) -> ir.Model:
     from ..runtimes.torch.modules import build
 
     with quiet():
-        module, fake = _weightless(lambda: build(spec.kind, config))
+        module, fake = _weightless(lambda: _built(spec, lambda: build(spec.kind, config)))
         example = spec.example(config)
         arguments = []
         with fake:
@@ -76,7 +77,7 @@ def graph_from_module(spec: ComponentSpec, config: dict[str, Any]) -> ir.Model:
         model: ir.Model = exported.model
     parameters = {name for name, _ in module.named_parameters()}
     buffers = {name for name, _ in module.named_buffers()}
-    persistent = set(module.state_dict())
+    persistent = {name for name in module.state_dict() if not COMPUTED.search(name)}
     _optimize(model, parameters | (buffers & persistent))
     _name_dims(model, spec, config)
     for value in model.graph.initializers.values():
@@ -85,6 +86,32 @@ def graph_from_module(spec: ComponentSpec, config: dict[str, Any]) -> ir.Model:
     model.producer_name, model.producer_version = "vitrify", None
     del ir
     return model
+
+
+def meta_module(spec: ComponentSpec, config: dict[str, Any]) -> torch.nn.Module:
+    """The library's own module without weights, for its names and shapes.
+
+    Raises:
+        BadInput: the config does not build.
+    """
+    from accelerate import init_empty_weights
+
+    from ..runtimes.torch.modules import build
+
+    with quiet(), init_empty_weights(include_buffers=False):
+        return _built(spec, lambda: build(spec.kind, config)).module  # type: ignore[return-value]
+
+
+def _built(spec: ComponentSpec, make: Any) -> torch.nn.Module:
+    try:
+        module: torch.nn.Module = make()
+    except Exception as exc:  # the libraries raise whatever a config of theirs leads to
+        first = (str(exc).splitlines() or [""])[0]
+        raise BadInput(
+            f"{spec.name} cannot be built from its config.json: {type(exc).__name__}: {first}",
+            "Check that config.json is the model's own.",
+        ) from exc
+    return module
 
 
 def _weightless(make: Any) -> tuple[torch.nn.Module, Any]:
@@ -97,7 +124,7 @@ def _weightless(make: Any) -> tuple[torch.nn.Module, Any]:
     with init_empty_weights(include_buffers=False):
         module = make()
     fake = FakeTensorMode(allow_non_fake_inputs=True, shape_env=ShapeEnv())
-    persistent = set(module.state_dict())
+    persistent = {name for name in module.state_dict() if not COMPUTED.search(name)}
     with fake:
         for name, parameter in list(module.named_parameters()):
             owner, leaf = _owner(module, name)

@@ -108,12 +108,14 @@ class Bindings:
         transforms: module name -> how it is computed (for a tied name, its partner's).
         computed: buffers that keep the value that the module computed when it was built.
         ignored: checkpoint names that the library drops.
+        compared: tensors that the model ties were read and found equal: the bindings hold for these very bytes only.
     """
 
     linked: Mapping[str, TensorEntry]
     transforms: Mapping[str, Transform]
     computed: frozenset[str]
     ignored: frozenset[str]
+    compared: bool = False
 
 
 def bind(
@@ -144,6 +146,7 @@ def bind(
     if linked.keys() & transforms.keys():
         twice = min(linked.keys() & transforms.keys())
         raise BadInput(f"{twice!r} is in the checkpoint both converted and not.", "Remove one of them from the file.")
+    compared = any(sum(name in linked for name in group) > 1 for group in renaming.tied)
     for group in renaming.tied:
         _share(group, shapes, linked, transforms)
     known = renaming.ignored.union(*(conversion.sources for conversion in renaming.conversions))
@@ -159,7 +162,7 @@ def bind(
             origin = f"{linked[name].name!r} in {linked[name].file}" if name in linked else "the converted tensor"
             what = f"{name!r} of the model has the shape {list(expected)}, {origin} has {list(given)}."
             raise BadInput(what, "Check that config.json belongs to these weights.")
-    return Bindings(linked, transforms, frozenset(shapes.keys() - found), renaming.ignored)
+    return Bindings(linked, transforms, frozenset(shapes.keys() - found), renaming.ignored, compared)
 
 
 def _same_layout(given: tuple[int, ...], expected: tuple[int, ...]) -> bool:

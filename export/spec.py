@@ -37,6 +37,8 @@ class ComponentSpec:
     narrow: Callable[[Config], Config]
     # the parameters that this component does not use, by prefix, such as the decoder's in a VAE encoder
     unused: tuple[str, ...] = ()
+    # for each input that is not normal noise, the whole numbers (low, high) that a proof draws it from
+    samples: Callable[[Config], dict[str, list[int]]] | None = None
 
     def numbers(self, config: Config, sizes: Mapping[str, int]) -> dict[str, tuple[int, ...]]:
         """The shape of each input at these sizes."""

@@ -8,6 +8,7 @@ from __future__ import annotations
 from collections.abc import Iterator, Mapping
 from contextlib import contextmanager
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 import onnxruntime as ort
@@ -16,7 +17,7 @@ from ..core.artifact import Component, hash_file
 from ..core.cache import Cache, key_of
 from ..core.device import Device
 from ..core.errors import BadArtifact, BadInput, DeviceError, RuntimeFailure
-from ..core.tensors import Array, TensorSpec, check_tensors
+from ..core.tensors import Array, DType, TensorSpec, check_tensors
 from .base import Options, Placement, Probe
 
 PROVIDERS = {
@@ -124,6 +125,23 @@ class OrtRuntime:
         precision = str(component.precision.get("activations", "float32"))
         return OrtSession(component, session, Placement(self.name, ran[0], str(device), precision))
 
+    def describe(self, graph: Path) -> tuple[dict[str, TensorSpec], dict[str, TensorSpec]]:
+        """Inputs and outputs of a graph that no manifest describes.
+
+        Raises:
+            BadArtifact: it does not load, or takes something else than tensors of known types.
+        """
+        settings = ort.SessionOptions()
+        settings.log_severity_level = 4
+        settings.graph_optimization_level = ort.GraphOptimizationLevel.ORT_DISABLE_ALL
+        settings.add_session_config_entry("session.disable_prepacking", "1")
+        with _translated(Component(graph.parent.name, "onnx", graph.name, {}, {}, root=graph.parent)):
+            session = ort.InferenceSession(str(graph), settings, providers=["CPUExecutionProvider"])
+        return (
+            {v.name: _spec(graph, v) for v in session.get_inputs()},
+            {v.name: _spec(graph, v) for v in session.get_outputs()},
+        )
+
     def _provider(self, device: Device) -> tuple[str, dict[str, str]]:
         name = PROVIDERS.get(device.kind)
         available = ort.get_available_providers()
@@ -156,6 +174,15 @@ class OrtRuntime:
             return component.graph_path  # larger than the cache's bound, or another process is writing it
         settings.graph_optimization_level = ort.GraphOptimizationLevel.ORT_DISABLE_ALL
         return found / "model.onnx"
+
+
+def _spec(graph: Path, value: Any) -> TensorSpec:
+    """A session's input or output as our spec; a size that has no name gets its own."""
+    name = {"float": "float32", "double": "float64"}.get(value.type[7:-1], value.type[7:-1])
+    if not value.type.startswith("tensor(") or name not in list(DType):
+        raise BadArtifact(f"{graph}: {value.name} is a {value.type}, which is not supported.", "Export it with vitrify.")
+    shape = [d if isinstance(d, int) or d else f"{value.name}_{i}" for i, d in enumerate(value.shape)]
+    return TensorSpec(DType(name), tuple(shape))
 
 
 def _override(settings: ort.SessionOptions, overrides: Mapping[str, Array]) -> list[ort.OrtValue]:

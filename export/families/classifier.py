@@ -3,15 +3,10 @@
 from __future__ import annotations
 
 from ...core.tensors import DType, TensorSpec
+from ...pipelines.settings import labels_of
 from ..spec import ComponentSpec, Config
 
 MODEL_TYPES = ("vit", "deit", "swin", "convnext")
-
-
-def labels(config: Config) -> list[str]:
-    """The labels in order of their numbers; LABEL_0, LABEL_1, ... where the config names none."""
-    table = config.get("id2label") or {i: f"LABEL_{i}" for i in range(int(config.get("num_labels", 2)))}
-    return [str(table[key]) for key in sorted(table, key=int)]
 
 
 def image_size(config: Config) -> tuple[int, int]:
@@ -25,7 +20,7 @@ def _inputs(config: Config) -> dict[str, TensorSpec]:
 
 
 def _outputs(config: Config) -> dict[str, TensorSpec]:
-    return {"logits": TensorSpec(DType.FLOAT32, ("batch", len(labels(config))))}
+    return {"logits": TensorSpec(DType.FLOAT32, ("batch", len(labels_of(config))))}
 
 
 def _narrow(config: Config) -> Config:

@@ -107,6 +107,7 @@ SD = (
         shapes=lambda c: {"batch": (1, 2, 16), "tokens": (1, 77, 77)},
         checks=lambda c: [{"batch": 1, "tokens": 77}, {"batch": 2, "tokens": 41}],
         narrow=_clip_narrow,
+        samples=lambda c: {"input_ids": [0, int(c.get("vocab_size", 49408)) - 1]},
     ),
     ComponentSpec(
         name="unet",
@@ -123,6 +124,7 @@ SD = (
             {"batch": 2, "height": 8, "width": 32, "tokens": 154},
         ],
         narrow=_unet_narrow,
+        samples=lambda c: {"timestep": [0, 999]},
     ),
     ComponentSpec(
         name="vae_decoder",

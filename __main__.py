@@ -1,0 +1,6 @@
+"""`python -m vitrify`."""
+
+from .cli import main
+
+if __name__ == "__main__":
+    main()

@@ -1,0 +1,150 @@
+"""The graphs of architectures: made once, proved on a narrow twin, kept in the cache without weights."""
+
+from __future__ import annotations
+
+import importlib.metadata
+import json
+import shutil
+import tempfile
+from collections import Counter
+from dataclasses import dataclass
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+
+from ..core.cache import Cache, key_of
+from ..core.errors import MissingDependency
+from ..core.progress import Event, Report
+from .graph import OPSET, graph_from_module
+from .spec import ComponentSpec, Config
+from .twin import prove_graph
+
+if TYPE_CHECKING:
+    import onnx_ir as ir
+
+KIND = "graphs"
+FORM = 1  # raise it when graph_from_module writes other graphs than before
+# config entries that change no tensor of the graph
+_IDLE = (
+    *("_name_or_path", "_diffusers_version", "transformers_version", "torch_dtype", "dtype", "architectures"),
+    *("id2label", "label2id", "problem_type", "_commit_hash", "scaling_factor", "shift_factor", "sample_size"),
+    *("bos_token_id", "eos_token_id", "pad_token_id", "force_upcast", "_use_default_values"),
+)
+
+
+@dataclass(frozen=True)
+class Graph:
+    """An architecture's graph. model: without weights. proof: of its narrow twin. note: why it was made or reused."""
+
+    key: str
+    model: ir.Model
+    proof: dict[str, Any]
+    note: str
+    reused: bool
+
+
+def graph_parts(spec: ComponentSpec, config: Config) -> dict[str, Any]:
+    """What a graph depends on: the module and its config, its inputs and outputs, the opset and the exporters.
+
+    Raises:
+        MissingDependency: an exporter's library is not installed.
+    """
+    kept = {k: v for k, v in config.items() if k not in _IDLE}
+    specs = {**spec.inputs(config), **spec.outputs(config)}
+    # the end token decides which position a CLIP pools; sizes that only a resize would use do not enter a graph
+    ends = {k: config[k] for k in ("eos_token_id",) if spec.kind == "clip_text" and k in config}
+    names = ("torch", "onnxscript", "onnx-ir", spec.library)
+    return {
+        "kind": spec.kind,
+        "config": kept | ends,
+        "tensors": {n: s.to_json(n) for n, s in specs.items()},
+        "opset": OPSET,
+        "form": FORM,
+        "versions": {n: version(n) for n in names},
+    }
+
+
+def version(library: str) -> str:
+    """The installed version of an export library, without importing it.
+
+    Raises:
+        MissingDependency: it is not installed.
+    """
+    try:
+        return importlib.metadata.version(library)
+    except importlib.metadata.PackageNotFoundError as exc:
+        raise MissingDependency(
+            f"Export needs {library}, which is not installed.", 'pip install "vitrify[export]"'
+        ) from exc
+
+
+def graph_for(spec: ComponentSpec, config: Config, cache: Cache, report: Report) -> Graph:
+    """The graph of this architecture, from the cache or made and proved now.
+
+    On a hit torch is not imported.
+
+    Raises:
+        BadInput: the config cannot be built or traced.
+        ProofFailed: the graph of the narrow twin does not compute what its module does.
+    """
+    import onnx_ir as ir
+
+    parts = graph_parts(spec, config)
+    key = key_of(parts)
+    found = cache.get(KIND, key)
+    if found is not None:
+        known = json.loads((found / "graph.json").read_text())
+        return Graph(key, ir.load(found / "model.onnx"), known["proof"], f"graph {key[:8]} from the cache", True)
+    why = _why(parts, cache)
+    report(Event(f"trace {spec.name}", note=f"{spec.name}: no graph {key[:8]} in the cache ({why})"))
+    model = graph_from_module(spec, config)
+    report(Event(f"prove {spec.name}"))
+    proof = prove_graph(spec, config, operators(model))
+    with cache.put(KIND, key) as scratch:
+        ir.save(model, scratch / "model.onnx")
+        (scratch / "graph.json").write_text(json.dumps({"parts": parts, "proof": proof}, indent=1))
+    kept = cache.get(KIND, key)
+    if kept is not None:
+        return Graph(key, ir.load(kept / "model.onnx"), proof, f"graph {key[:8]} made ({why})", False)
+    return Graph(key, _through_disk(model), proof, f"graph {key[:8]} made ({why}), larger than the cache", False)
+
+
+def _through_disk(model: ir.Model) -> ir.Model:
+    """The model as a reader of its file sees it."""
+    import onnx_ir as ir
+
+    folder = Path(tempfile.mkdtemp())
+    try:
+        ir.save(model, folder / "model.onnx")
+        return ir.load(folder / "model.onnx")
+    finally:
+        shutil.rmtree(folder, ignore_errors=True)
+
+
+def operators(model: ir.Model) -> Counter[str]:
+    """How often each operator occurs."""
+    return Counter(f"{node.domain}:{node.op_type}" for node in model.graph)
+
+
+def _why(parts: dict[str, Any], cache: Cache) -> str:
+    """What differs from the graph in the cache that is nearest, in a few words."""
+    nearest: list[str] | None = None
+    for entry in cache.entries():
+        if entry.kind != KIND:
+            continue
+        try:
+            other = json.loads((entry.path / "graph.json").read_text())["parts"]
+        except (OSError, ValueError, KeyError):
+            continue
+        if other.get("kind") != parts["kind"]:
+            continue
+        changed = [f"{g} {k}" for g in ("config", "versions") for k in _changed(parts[g], other.get(g, {}))]
+        changed += [k for k in ("tensors", "opset", "form") if parts[k] != other.get(k)]
+        if changed and (nearest is None or len(changed) < len(nearest)):
+            nearest = changed
+    if nearest is None:
+        return "the first of its kind"
+    return "differs from the nearest in " + ", ".join(nearest[:3]) + (" and more" if len(nearest) > 3 else "")
+
+
+def _changed(a: dict[str, Any], b: dict[str, Any]) -> list[str]:
+    return sorted(k for k in a.keys() | b.keys() if a.get(k) != b.get(k))

@@ -1,0 +1,213 @@
+"""One export: a model's folder or hub id in, a proved artifact out."""
+
+from __future__ import annotations
+
+import hashlib
+import importlib.metadata
+import json
+import platform
+import shutil
+import tempfile
+from collections.abc import Mapping
+from dataclasses import dataclass, replace
+from pathlib import Path
+from typing import Any
+
+from ..core.artifact import NOT_RUN, Artifact, Component
+from ..core.cache import Cache
+from ..core.errors import BadInput
+from ..core.progress import Event, Report, silent
+from ..core.publish import published
+from ..core.safetensors_header import TensorEntry
+from ..proof.numeric import prove_numbers
+from ..proof.weights import FileHashes, prove_weights
+from .bound import entries_for
+from .graphs import graph_for
+from .hub import fetch, is_hub_id
+from .layout import write_layout
+from .reference import reference_artifact
+from .source import Source, SourceComponent, open_source
+from .twin import component_of
+
+NUMERIC_LIMIT = 1_000_000_000  # bytes of memory that a numeric proof may need without being asked for
+LIBRARIES = ("vitrify", "torch", "diffusers", "transformers", "onnx", "onnxscript", "onnxruntime", "numpy")
+
+
+@dataclass(frozen=True)
+class Exported:
+    """What an export did. notes: one line each for what a user may want to know, such as a reused graph."""
+
+    artifact: Artifact
+    notes: list[str]
+
+
+def find_source(
+    given: str,
+    *,
+    revision: str | None = None,
+    variant: str | None = None,
+    token: str | None = None,
+    offline: bool | None = None,
+    report: Report = silent,
+) -> Source:
+    """Open a folder, or fetch what is needed of a hub id and open that.
+
+    Raises:
+        BadInput: see `open_source` and `fetch`.
+    """
+    if not is_hub_id(given):
+        if revision is not None:
+            raise BadInput(f"{given} is a path; a revision belongs to a hub id.", "Leave --revision out.")
+        return open_source(Path(given), given=given, variant=variant)
+    fetched = fetch(given, revision=revision, variant=variant, token=token, offline=offline, report=report)
+    return open_source(fetched.folder, given=given, revision=fetched.revision, variant=variant)
+
+
+@dataclass
+class ExportJob:
+    """An export with its settings.
+
+    verify: True proves the numbers always, False never, None where that needs less than 1 GB.
+    """
+
+    source: Source
+    target: Path
+    verify: bool | None = None
+    replace: bool = False
+    report: Report = silent
+    cache: Cache | None = None
+
+    def run(self) -> Exported:
+        """Export every component, prove, and publish.
+
+        Raises:
+            BadInput, DiskError, Busy: nothing was published.
+            ProofFailed: the artifact would not compute what its source does; nothing was published.
+            MissingDependency: the `export` extra is not installed.
+        """
+        cache = self.cache or Cache()
+        notes: list[str] = []
+        hashes = FileHashes()
+        with published(self.target, replace=self.replace) as root:
+            pipeline = write_layout(self.source, root)
+            components: dict[str, Component] = {}
+            for number, part in enumerate(self.source.components):
+                self.report(Event(f"export {part.spec.name}", number, len(self.source.components), "components"))
+                components[part.spec.name] = self._component(part, root, cache, hashes, notes)
+            artifact = self._artifact(root, pipeline, components)
+            artifact = self._numeric(artifact, notes)
+            artifact.save()
+        self.report(Event("done", len(components), len(components), "components"))
+        return Exported(Artifact.load(self.target), notes)
+
+    def _component(
+        self, part: SourceComponent, root: Path, cache: Cache, hashes: FileHashes, notes: list[str]
+    ) -> Component:
+        import onnx_ir as ir
+
+        spec = part.spec
+        graph = graph_for(spec, part.config, cache, self.report)
+        notes.append(f"{spec.name}: {graph.note}")
+        side = Path(tempfile.mkdtemp(prefix=".side-", dir=root))
+        try:
+            entries = entries_for(spec, part.config, graph.key, part.checkpoint, cache, side)
+            from .link import link_weights
+
+            weights, copied = link_weights(graph.model, entries, root, spec.name if spec.folder else "")
+        finally:
+            shutil.rmtree(side, ignore_errors=True)
+        notes += [f"{path} was copied: this disk cannot link it to the source." for path in copied]
+        path = f"{spec.name}/model.onnx" if spec.folder else "model.onnx"
+        (root / path).parent.mkdir(exist_ok=True)
+        ir.save(graph.model, root / path)
+        component = component_of(spec, part.config, "onnx", path, root, tuple(weights))
+        stored = sorted({_DTYPES.get(e.dtype, e.dtype) for e in entries.values()})
+        component = replace(
+            component,
+            precision={"recipe": "fp32", "weights": "+".join(stored), "activations": "float32"},
+            requires={"runtime": "onnxruntime>=1.20", "os": None, "compute_capability": None},
+            proof={"graph": graph.proof, "weights": NOT_RUN, "numeric": NOT_RUN},
+        )
+        self.report(Event(f"hash {spec.name}", note=f"{spec.name}: {graph.note}"))
+        return prove_weights(component, moved(entries, root, component), hashes)
+
+    def _artifact(self, root: Path, pipeline: Mapping[str, Any], components: Mapping[str, Component]) -> Artifact:
+        digest = hashlib.sha256()
+        for name, component in sorted(components.items()):
+            graph = hashlib.sha256(component.graph_path.read_bytes()).hexdigest()
+            digest.update(json.dumps([name, graph, [w.sha256 for w in component.weights]]).encode())
+        digest.update(json.dumps(pipeline, sort_keys=True).encode())
+        versions = {n: v for n in LIBRARIES if (v := _version(n))}
+        return Artifact(
+            root=root,
+            id=digest.hexdigest(),
+            model={
+                "source": self.source.given,
+                "architecture": self.source.architecture,
+                "revision": self.source.revision,
+            },
+            pipeline=dict(pipeline),
+            components=dict(components),
+            proof={"images": NOT_RUN, "labels": NOT_RUN, "machine": machine(), "versions": versions},
+            built={"by": f"vitrify {versions.get('vitrify', '')}".strip(), "versions": versions},
+        )
+
+    def _numeric(self, artifact: Artifact, notes: list[str]) -> Artifact:
+        need = memory_needed(self.source)
+        if self.verify is False or (self.verify is None and need > NUMERIC_LIMIT):
+            why = f"needs about {need / 1e9:.1f} GB" if self.verify is None else "not asked for"
+            notes.append(f"numeric proof not run ({why}); `vitrify verify` runs it")
+            return artifact
+        reference = reference_artifact(self.source, artifact.pipeline)
+        return prove_numbers(artifact, reference, self.report)
+
+
+def moved(entries: Mapping[str, TensorEntry], root: Path, component: Component) -> dict[str, TensorEntry]:
+    """The entries, those of a file that was made for this export named where that file lies now."""
+    folder = component.graph_path.parent
+    return {n: e if e.file.exists() else replace(e, file=folder / e.file.name) for n, e in entries.items()}
+
+
+def memory_needed(source: Source) -> int:
+    """Bytes that the numeric proof needs at most at a time: the largest reference in float32 and the session's copies."""
+    pipeline = [sum(e.elements for e in c.checkpoint.values()) * 4 for c in source.components]
+    return 2 * sum(pipeline)
+
+
+def machine() -> dict[str, str]:
+    """What a proof ran on."""
+    return {"system": platform.system(), "machine": platform.machine(), "python": platform.python_version()}
+
+
+def export_model(
+    source: str | Path,
+    target: str | Path,
+    *,
+    revision: str | None = None,
+    variant: str | None = None,
+    token: str | None = None,
+    verify: bool | None = None,
+    replace: bool = False,
+    report: Report = silent,
+) -> Artifact:
+    """Export a diffusers or transformers folder or a hub id to the folder `target`.
+
+    Args:
+        verify: prove the numbers against PyTorch; None: where that needs less than 1 GB.
+        replace: an artifact that lies there may be replaced.
+
+    Raises:
+        VitrifyError: one of its kinds; nothing half-written is left.
+    """
+    found = find_source(str(source), revision=revision, variant=variant, token=token, report=report)
+    return ExportJob(found, Path(target), verify, replace, report).run().artifact
+
+
+def _version(name: str) -> str | None:
+    try:
+        return importlib.metadata.version(name)
+    except importlib.metadata.PackageNotFoundError:
+        return None
+
+
+_DTYPES = {"F32": "float32", "F16": "float16", "BF16": "bfloat16", "F64": "float64", "I64": "int64"}

@@ -1,0 +1,122 @@
+"""The graph proof: an architecture's narrow twin, with real random weights, exported and compared with its module."""
+
+from __future__ import annotations
+
+import tempfile
+from collections import Counter
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+
+from ..core.artifact import Component
+from ..core.device import Device
+from ..core.errors import ProofFailed
+from ..core.registry import load_runtime
+from ..core.safetensors_header import open_checkpoint
+from ..proof.parity import parity, require
+from ..runtimes.base import Options
+from .graph import graph_from_module, quiet
+from .link import link_weights
+from .names import bind_module
+from .spec import ComponentSpec, Config
+
+if TYPE_CHECKING:
+    import torch
+
+_SEED = 20
+
+
+def prove_graph(spec: ComponentSpec, config: Config, wanted: Counter[str]) -> dict[str, Any]:
+    """Export the twin of `config` and run it beside its module at two shapes and batches.
+
+    Args:
+        wanted: the operators of the full graph; the twin's must be the same, or it would prove another graph.
+
+    Returns:
+        The proof for the manifest: the largest error, where, and what compared it.
+
+    Raises:
+        ProofFailed: the outputs differ, or the twin is no twin.
+    """
+    import onnx_ir as ir
+
+    narrow = spec.narrow(config)
+    with tempfile.TemporaryDirectory(prefix="vitrify-twin-") as scratch:
+        source, root = Path(scratch) / "source", Path(scratch) / "artifact"
+        module = random_module(spec, narrow)
+        with quiet():
+            module.save_pretrained(source)
+        model = graph_from_module(spec, narrow)
+        got = Counter(f"{node.domain}:{node.op_type}" for node in model.graph)
+        if got != wanted:
+            differing = sorted(k for k in got.keys() | wanted.keys() if got[k] != wanted[k])
+            raise ProofFailed(
+                f"The narrow twin of {spec.name} has other operators than the model: {', '.join(differing[:5])}.",
+                "Report the model's config.json.",
+            )
+        bindings = bind_module(module, open_checkpoint(source, (spec.stem,)))
+        weights, _ = link_weights(model, bindings.linked, root, "")
+        ir.save(model, root / "model.onnx")
+        component = component_of(spec, narrow, "onnx", "model.onnx", root, tuple(weights))
+        reference = component_of(spec, narrow, "torch", "config.json", source, ())
+        found = compared(spec, narrow, reference, component)
+    require(f"The graph of {spec.name}", found)
+    worst = max(found, key=lambda p: p.relative)
+    return {
+        "max_abs": worst.max_abs,
+        "relative": worst.relative,
+        "shapes": spec.checks(narrow),
+        "outputs": [p.to_json() for p in found],
+        "reference": "torch float32",
+    }
+
+
+def compared(spec: ComponentSpec, config: Config, reference: Component, component: Component) -> list[Any]:
+    """Both components opened on the CPU and run at the spec's checks."""
+    options = Options(prepack=False, arena=False)
+    with quiet():
+        expected = load_runtime("torch").open(reference, Device("cpu"), options)
+    given = load_runtime("onnx").open(component, Device("cpu"), options)
+    try:
+        return parity(component, expected, given, spec.checks(config))
+    finally:
+        expected.close()
+        given.close()
+
+
+def component_of(
+    spec: ComponentSpec, config: Config, format: str, graph: str, root: Path, weights: tuple[Any, ...]
+) -> Component:
+    """A component as its spec describes it."""
+    details: dict[str, Any] = {"kind": spec.kind, "checks": spec.checks(config)}
+    if spec.samples is not None:
+        details["samples"] = spec.samples(config)
+    return Component(
+        name=spec.name,
+        format=format,
+        graph=graph,
+        inputs=spec.inputs(config),
+        outputs=spec.outputs(config),
+        weights=weights,
+        shapes=spec.shapes(config),
+        details=details,
+        root=root,
+    )
+
+
+def random_module(spec: ComponentSpec, config: Config) -> torch.nn.Module:
+    """The library's module with every parameter random, also those that start at 0 or 1: a swap would show."""
+    import torch
+
+    from ..runtimes.torch.modules import build
+
+    generator = torch.Generator().manual_seed(_SEED)
+    with quiet(), torch.random.fork_rng(devices=[]):
+        torch.manual_seed(_SEED)
+        module: torch.nn.Module = build(spec.kind, config).module  # type: ignore[assignment]
+    with torch.no_grad():
+        for parameter in module.parameters():
+            if parameter.ndim < 2:
+                parameter += 0.2 * torch.randn(parameter.shape, generator=generator)
+            elif not parameter.abs().any():
+                parameter += 0.05 * torch.randn(parameter.shape, generator=generator)
+    return module

@@ -1,0 +1,76 @@
+"""What a pipeline must know besides its components: the `pipeline` part of a manifest, read from a model's configs."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from typing import Any
+
+from ..core.errors import BadInput
+from .preprocess import ImagePreprocessor
+from .schedulers import scheduler_from_config
+
+Config = Mapping[str, Any]
+
+
+def sd_settings(unet: Config, vae: Config, scheduler: Config) -> dict[str, Any]:
+    """The settings of a Stable Diffusion pipeline.
+
+    Raises:
+        BadInput: the scheduler's class or options are not supported.
+    """
+    scheduler_from_config(scheduler)
+    scale = 2 ** (len(vae["block_out_channels"]) - 1)
+    side = unet.get("sample_size") or 64
+    height, width = (side, side) if isinstance(side, int) else side
+    return {
+        "family": "sd",
+        "tasks": ["text2img"],
+        "scheduler": {k: v for k, v in scheduler.items() if k != "_diffusers_version"},
+        "latents": {
+            "channels": int(vae["latent_channels"]),
+            "scale": scale,
+            "multiple": 2 ** (len(unet["block_out_channels"]) - 1),
+        },
+        "vae": {
+            "scaling_factor": float(vae.get("scaling_factor") or 0.18215),
+            "shift_factor": float(vae.get("shift_factor") or 0.0),
+        },
+        "size": [int(height) * scale, int(width) * scale],
+        "files": {"tokenizer": "tokenizer/tokenizer.json", "tokenizer_config": "tokenizer/tokenizer_config.json"},
+    }
+
+
+def classifier_settings(config: Config, preprocessor: Config) -> dict[str, Any]:
+    """The settings of an image classifier. function: softmax; sigmoid for several labels at once or a single one.
+
+    Raises:
+        BadInput: the preprocessing is not supported.
+    """
+    labels = labels_of(config)
+    problem = config.get("problem_type")
+    single = len(labels) == 1 and problem is None
+    function = "sigmoid" if problem == "multi_label_classification" or single else "softmax"
+    if problem == "regression":
+        function = "none"
+    prepare = ImagePreprocessor.from_config(preprocessor, model_type=config.get("model_type"))
+    return {
+        "family": "image-classification",
+        "tasks": ["classify"],
+        "labels": labels,
+        "function": function,
+        "preprocess": prepare.to_json(),
+        "files": {},
+    }
+
+
+def labels_of(config: Config) -> list[str]:
+    """The labels in order of their numbers; LABEL_0, LABEL_1, ... where the config names none.
+
+    Raises:
+        BadInput: the config's labels are not numbered.
+    """
+    table = config.get("id2label") or {i: f"LABEL_{i}" for i in range(int(config.get("num_labels", 2)))}
+    try:
+        return [str(table[key]) for key in sorted(table, key=int)]
+    except (ValueError, TypeError, AttributeError) as exc:
+        raise BadInput(f"id2label in config.json is not a table of numbers: {exc}.", "Correct config.json.") from exc

@@ -1,0 +1,233 @@
+"""Prompts to pictures with Stable Diffusion 1.x and 2.x: encode the prompt, make noise, denoise, decode."""
+
+from __future__ import annotations
+
+import time
+from collections.abc import Callable, Iterator, Mapping, Sequence
+from dataclasses import dataclass, field
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import numpy.typing as npt
+from PIL import Image
+
+from ..core.errors import BadInput, Cancelled, UsageError
+from ..runtimes.base import Session
+from .images import to_uint8
+from .prompt import PromptTokenizer, PromptTokens, apply_weights, join_chunks, pad_chunks
+from .random import Generator, generator
+from .schedulers import Scheduler, scheduler_from_config
+
+FloatArray = npt.NDArray[np.float32]
+MAX_SIDE = 4096
+
+
+@dataclass(frozen=True)
+class Step:
+    """One denoising step that is done. number: from 1. latents: float32 [batch, channels, h, w], after the step."""
+
+    number: int
+    total: int
+    timestep: float
+    latents: FloatArray
+
+
+@dataclass(frozen=True)
+class GenerateResult:
+    """Pictures, and everything needed to make them again.
+
+    parameters: one table a picture. timings: seconds a stage; "steps" holds one number a step.
+    """
+
+    images: list[Image.Image]
+    seed: int
+    parameters: list[dict[str, Any]]
+    timings: dict[str, Any]
+    placement: dict[str, dict[str, str]] = field(default_factory=dict)
+
+
+class _Batch:
+    """One stream of random numbers a picture, so that each is the same alone and in a batch."""
+
+    def __init__(self, streams: Sequence[Generator]) -> None:
+        self._streams = streams
+
+    def normal(self, shape: Sequence[int]) -> FloatArray:
+        return np.concatenate([stream.normal((1, *shape[1:])) for stream in self._streams])
+
+
+class TextToImagePipeline:
+    """The sessions text_encoder, unet and vae_decoder with a tokenizer and a scheduler.
+
+    Args:
+        settings: the manifest's `pipeline` part.
+        root: the artifact's folder, for the tokenizer.
+    """
+
+    def __init__(self, sessions: Mapping[str, Session], settings: Mapping[str, Any], root: Path) -> None:
+        self.sessions = sessions
+        self.settings = settings
+        self.tokenizer = PromptTokenizer.from_folder(root / Path(settings["files"]["tokenizer"]).parent)
+        self.scale = int(settings["latents"]["scale"])
+        self.channels = int(settings["latents"]["channels"])
+
+    @property
+    def placement(self) -> dict[str, dict[str, str]]:
+        """Component -> what really runs it."""
+        return {n: s.placement.to_json() for n, s in self.sessions.items()}
+
+    def generate(
+        self,
+        prompt: str | Sequence[str],
+        *,
+        negative_prompt: str = "",
+        width: int | None = None,
+        height: int | None = None,
+        steps: int = 50,
+        guidance: float = 7.5,
+        seed: int | None = None,
+        scheduler: str | None = None,
+        batch: int = 1,
+        rng: str = "cpu",
+        on_step: Callable[[Step], None] | None = None,
+        cancel: Callable[[], bool] | None = None,
+    ) -> GenerateResult:
+        """Draw `batch` pictures of each prompt.
+
+        Picture i gets the seed `seed + i`, as diffusers does with a list of generators; so it can be made again alone.
+
+        Args:
+            prompt: text, with weights as (red:1.3); longer than the encoder takes, it is encoded in chunks.
+            width, height: pixels; None for the model's own size.
+            guidance: of classifier-free guidance; at 1 or less the negative prompt is not used and a step costs half.
+            seed: None draws one.
+            scheduler: one of `scheduler_names()`; None for the model's own.
+            rng: "cpu" gives torch's CPU numbers, "philox" those of CUDA.
+            on_step: is told of each step that is done.
+            cancel: asked before each step.
+
+        Raises:
+            BadInput: a size that the VAE cannot divide, no prompt, an unknown scheduler.
+            UsageError: a number that makes no sense.
+            Cancelled: `cancel` said so.
+        """
+        prompts = [prompt] if isinstance(prompt, str) else list(prompt)
+        height, width = self._size(height, width)
+        if not prompts:
+            raise BadInput("There is no prompt.", "Give at least one.")
+        if batch < 1 or not np.isfinite(guidance):
+            raise UsageError(f"batch is {batch} and guidance {guidance}.", "Give a batch of 1 or more and a number.")
+        seed = int(np.random.default_rng().integers(2**32)) if seed is None else seed
+        sampler = scheduler_from_config(self.settings["scheduler"], scheduler)
+        sampler.set_timesteps(steps)
+        prompts = [p for p in prompts for _ in range(batch)]
+        streams = _Batch([generator(rng, seed + i) for i in range(len(prompts))])
+
+        start = time.perf_counter()
+        text = self.encode_prompt(prompts, negative_prompt if guidance > 1 else None)
+        encoded = time.perf_counter()
+        shape = (len(prompts), self.channels, height // self.scale, width // self.scale)
+        latents = (streams.normal(shape) * np.float32(sampler.init_noise_sigma)).astype(np.float32)
+        seconds = []
+        before = time.perf_counter()
+        for step in self.denoise(latents, text, sampler, guidance, streams, cancel):
+            seconds.append(time.perf_counter() - before)
+            latents = step.latents
+            if on_step is not None:
+                on_step(step)
+            before = time.perf_counter()
+        started = time.perf_counter()
+        images = self.decode(latents)
+        done = time.perf_counter()
+
+        common = {"negative_prompt": negative_prompt, "width": width, "height": height, "steps": steps}
+        common |= {"guidance": guidance, "scheduler": sampler.name, "rng": rng}
+        tables = [{"prompt": p, "seed": seed + i, **common} for i, p in enumerate(prompts)]
+        timings = {"encode": encoded - start, "steps": seconds, "decode": done - started, "total": done - start}
+        return GenerateResult(images, seed, tables, timings, self.placement)
+
+    def encode_prompt(self, prompts: Sequence[str], negative: str | None) -> FloatArray:
+        """Text embeddings, float32 [n, tokens, dim]; with a negative prompt [2n, ...], the negative ones first."""
+        cache: dict[str, PromptTokens] = {}
+        rows = [cache.setdefault(p, self.tokenizer.encode(p)) for p in prompts]
+        if negative is not None:
+            refusal = self.tokenizer.encode(negative)
+            rows = [refusal] * len(prompts) + rows
+        longest = max(rows, key=lambda r: len(r.ids))
+        hidden: dict[int, FloatArray] = {}
+        out = []
+        for row in rows:
+            if id(row) not in hidden:
+                tokens = pad_chunks(row, longest, self.tokenizer)[0]
+                ids = tokens.ids.astype(self.sessions["text_encoder"].inputs["input_ids"].dtype.value)
+                states = self.sessions["text_encoder"].run({"input_ids": ids})["last_hidden_state"].astype(np.float32)
+                hidden[id(row)] = join_chunks(apply_weights(states, tokens.weights))
+            out.append(hidden[id(row)])
+        return np.concatenate(out)
+
+    def denoise(
+        self,
+        latents: FloatArray,
+        text: FloatArray,
+        scheduler: Scheduler,
+        guidance: float,
+        noise: Generator,
+        cancel: Callable[[], bool] | None = None,
+    ) -> Iterator[Step]:
+        """The loop, one `Step` at a time. latents: float32 [n, channels, h, w], scaled by `init_noise_sigma`.
+
+        Guidance (Ho and Salimans, 2022): out = negative + guidance * (positive - negative).
+        """
+        unet = self.sessions["unet"]
+        spec = {name: tensor.dtype.value for name, tensor in unet.inputs.items()}
+        rank = len(unet.inputs["timestep"].shape)
+        guided = len(text) == 2 * len(latents)
+        text = text.astype(spec["encoder_hidden_states"], copy=False)
+        total = len(scheduler.timesteps)
+        for index, timestep in enumerate(scheduler.timesteps):
+            if cancel is not None and cancel():
+                raise Cancelled(f"Stopped before step {index + 1} of {total}.", "Run it again.")
+            scaled = scheduler.scale_model_input(latents, index)
+            sample = np.concatenate([scaled, scaled]) if guided else scaled
+            # graphs written by others may want the timestep as [1] or [batch]
+            when = np.asarray(timestep, dtype=spec["timestep"])
+            if rank:
+                size = unet.inputs["timestep"].shape[0]
+                when = np.full((size if isinstance(size, int) else len(sample),), when, dtype=spec["timestep"])
+            given = {"sample": sample.astype(spec["sample"], copy=False), "timestep": when}
+            out = unet.run(given | {"encoder_hidden_states": text})["out_sample"].astype(np.float32, copy=False)
+            if guided:
+                negative, positive = np.split(out, 2)
+                out = negative + np.float32(guidance) * (positive - negative)
+            latents = scheduler.step(out, index, latents, noise)
+            yield Step(index + 1, total, float(timestep), latents)
+
+    def decode(self, latents: FloatArray) -> list[Image.Image]:
+        """Latents, float32 [n, channels, h, w], to pictures; one at a time, for the VAE needs the most memory of all."""
+        vae = self.settings["vae"]
+        latents = latents / np.float32(vae["scaling_factor"]) + np.float32(vae["shift_factor"])
+        decoder = self.sessions["vae_decoder"]
+        dtype = decoder.inputs["latent_sample"].dtype.value
+        out = []
+        for one in latents:
+            picture = decoder.run({"latent_sample": one[None].astype(dtype)})["sample"].astype(np.float32)
+            out.append(Image.fromarray(to_uint8(picture)[0]))
+        return out
+
+    def _size(self, height: int | None, width: int | None) -> tuple[int, int]:
+        own = self.settings["size"]
+        height, width = height or int(own[0]), width or int(own[1])
+        # the UNet halves the latents several times, and its graph joins them again at the very same sizes
+        unit = self.scale * int(self.settings["latents"].get("multiple", 1))
+        for name, side in (("height", height), ("width", width)):
+            if side < unit or side % unit:
+                near = max(unit, round(side / unit) * unit)
+                raise BadInput(f"The {name} is {side}, not a multiple of {unit}.", f"Give {near}.")
+            if side > MAX_SIDE:
+                raise BadInput(f"The {name} is {side}; at most {MAX_SIDE} is taken.", f"Give {MAX_SIDE} or less.")
+        return height, width
+
+    def close(self) -> None:
+        for session in self.sessions.values():
+            session.close()
