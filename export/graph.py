@@ -216,6 +216,8 @@ def _optimize(model: ir.Model, weights: set[str]) -> None:
     keep = [v for v in graph.inputs if v not in held]
     del graph.inputs[:]
     graph.inputs.extend(keep)
+    for name in [n for n, v in graph.initializers.items() if not v.uses() and v not in graph.outputs]:
+        graph.initializers.pop(name)
     for value in held:
         if not value.uses():
             continue

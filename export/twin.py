@@ -39,11 +39,13 @@ def prove_graph(spec: ComponentSpec, config: Config, wanted: Counter[str]) -> di
     """
     import onnx_ir as ir
 
+    from ..runtimes.torch.modules import no_bars
+
     narrow = spec.narrow(config)
     with tempfile.TemporaryDirectory(prefix="vitrify-twin-") as scratch:
         source, root = Path(scratch) / "source", Path(scratch) / "artifact"
         module = random_module(spec, narrow)
-        with quiet():
+        with quiet(), no_bars():
             module.save_pretrained(source)
         model = graph_from_module(spec, narrow)
         got = Counter(f"{node.domain}:{node.op_type}" for node in model.graph)

@@ -72,7 +72,7 @@ class OrtSession:
         if self._session is None:
             raise RuntimeFailure(f"The session of {self._component.name} is closed.", "Open it again.")
         with _translated(self._component):
-            values = self._session.run(list(self.outputs), {n: np.ascontiguousarray(t) for n, t in tensors.items()})
+            values = self._session.run(list(self.outputs), {n: np.asarray(t, order="C") for n, t in tensors.items()})
         return dict(zip(self.outputs, values, strict=True))
 
     def close(self) -> None:

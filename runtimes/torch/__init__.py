@@ -34,7 +34,7 @@ class TorchSession:
         check_tensors(self.inputs, tensors)
         if self._module is None:
             raise RuntimeFailure(f"The session of {self._name} is closed.", "Open it again.")
-        given = [torch.from_numpy(np.ascontiguousarray(tensors[n])).to(self._device) for n in self.inputs]
+        given = [torch.from_numpy(np.array(tensors[n], order="C")).to(self._device) for n in self.inputs]
         before = torch.get_num_threads()
         if self._threads:
             torch.set_num_threads(self._threads)

@@ -6,7 +6,8 @@ and outputs. A wrapper holds the library's module as `module`; its state dict is
 
 from __future__ import annotations
 
-from collections.abc import Callable
+import contextlib
+from collections.abc import Callable, Iterator
 from pathlib import Path
 from typing import Any
 
@@ -122,7 +123,26 @@ def load(kind: str, folder: Path, variant: str | None = None) -> torch.nn.Module
     if kind in ("unet", "vae_encoder", "vae_decoder"):
         word = "torch_dtype"
     given = {word: torch.float32, "variant": variant, "use_safetensors": True, "local_files_only": True}
-    return wrapper(load_class().from_pretrained(str(folder), **given).eval())
+    with no_bars():
+        return wrapper(load_class().from_pretrained(str(folder), **given).eval())
+
+
+@contextlib.contextmanager
+def no_bars() -> Iterator[None]:
+    """The libraries draw no progress bars of their own while this lasts."""
+    import diffusers.utils.logging
+    import transformers.utils.logging
+
+    bars = (diffusers.utils.logging, transformers.utils.logging)
+    drawn = [getattr(b, "_tqdm_active", True) for b in bars]
+    for b in bars:
+        b.disable_progress_bar()
+    try:
+        yield
+    finally:
+        for b, was in zip(bars, drawn, strict=True):
+            if was:
+                b.enable_progress_bar()
 
 
 def _takes_dtype() -> bool:
