@@ -39,7 +39,7 @@ _SECRET = ("TOKEN", "KEY", "SECRET", "PASSWORD")
 class Case:
     """What is run: a command and the variables that it gets on top of the harness's own environment.
 
-    A line `VITRIFY_BENCH {"step_ms": 12.3}` on its stdout adds numbers to its sample, so a case can time its inner part.
+    A line `VITRIFY_BENCH {"step_ms": 12.3}` on its stdout adds numbers to its sample: so a case times its inner part.
 
     repeats: runs in each round. group: cases of one group are compared with each other.
     timeout: seconds; None takes `measure`'s. cwd: the folder that it runs in, the harness's own when None.

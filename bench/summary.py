@@ -20,6 +20,8 @@ THRESHOLD = 0.15
 _BUSY_CORES = 0.1
 _MB = 1e6
 METRICS = ("wall_s", "cpu_s", "peak_mb")
+# how the peak was read: in the data, not in the table
+_DETAIL = ("tree_rss_mb", "tree_pss_mb", "tree_uss_mb", "root_rss_mb")
 _TITLES = {"wall_s": "wall s", "cpu_s": "CPU s", "peak_mb": "peak MB"}
 
 
@@ -142,7 +144,6 @@ def summarize(
         UsageError: a baseline that was not measured.
     """
     counted = [s for s in samples if s.round != WARMUP]
-    # sorted, since the first round may have begun with any case
     groups: dict[str, list[str]] = {}
     for sample in counted:
         cases = groups.setdefault(sample.group, [])
@@ -200,19 +201,22 @@ def to_table(summary: Summary) -> str:
 
 def _table(rows: Sequence[Row]) -> str:
     printed = dict.fromkeys(name for row in rows for name in row.figures)
-    # how the peak was read is in the file; a table shows the peak
-    detail = ("tree_rss_mb", "tree_pss_mb", "tree_uss_mb", "root_rss_mb")
-    metrics = [*METRICS, *(name for name in printed if name not in METRICS and name not in detail)]
+    metrics = [*METRICS, *(name for name in printed if name not in METRICS and name not in _DETAIL)]
     compared = [name for name in metrics if any(name in row.ratios for row in rows)]
     baseline = next((row.baseline for row in rows if row.baseline), "")
     head = ["case", *(_TITLES.get(m, m.replace("_", " ")) for m in metrics)]
-    head += [f"{_TITLES.get(m, m).rsplit(' ', 1)[0].replace('_', ' ')} ratio" for m in compared] + ["notes"]
+    head += [f"{_title(m)} ratio" for m in compared] + ["notes"]
     lines = [head, ["---", *("---:" for _ in head[2:]), "---"]]
     for row in rows:
         cells = [row.case, *(_cell(row.figures.get(m)) for m in metrics), *(_cell(row.ratios.get(m)) for m in compared)]
         lines.append([*cells, _notes(row)])
     text = "\n".join("| " + " | ".join(cell.replace("|", "\\|") for cell in line) + " |" for line in lines)
     return text + (f"\n\nRatios are to {baseline}, paired by round." if baseline else "")
+
+
+def _title(metric: str) -> str:
+    """The metric's name without its unit."""
+    return _TITLES.get(metric, metric.replace("_", " ")).rsplit(" ", 1)[0]
 
 
 def _cell(value: Figure | None) -> str:
@@ -232,8 +236,9 @@ def _number(value: float) -> str:
 def _notes(row: Row) -> str:
     rounds = max(value.count for value in row.figures.values())
     notes = [f"{rounds} round" + "s" * (rounds != 1)]
-    if row.noisy:
-        notes.append("noisy: " + ", ".join(_TITLES.get(name, name).rsplit(" ", 1)[0] for name in row.noisy))
+    noisy = [name for name in row.noisy if name not in _DETAIL]
+    if noisy:
+        notes.append("noisy: " + ", ".join(_title(name) for name in noisy))
     if row.others_cores > _BUSY_CORES:
         notes.append(f"others used {row.others_cores:.1f} cores")
     return "; ".join(notes)

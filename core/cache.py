@@ -82,7 +82,9 @@ class Cache:
         found = []
         for mark in self.root.glob(f"*/*/{_MARK}"):
             folder = mark.parent
-            size = sum(f.stat().st_size for f in folder.rglob("*") if f.is_file())
+            # a file that is also linked elsewhere takes no room of its own
+            sizes = [f.stat() for f in folder.rglob("*") if f.is_file()]
+            size = sum(s.st_size for s in sizes if s.st_nlink == 1)
             found.append(Entry(folder.parent.name, folder.name, size, mark.stat().st_mtime, folder))
         return sorted(found, key=lambda e: -e.used)
 

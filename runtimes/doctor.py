@@ -1,0 +1,96 @@
+"""What this machine has and which runtimes work on it."""
+
+from __future__ import annotations
+
+import importlib.metadata
+import os
+import platform
+from pathlib import Path
+from typing import Any
+
+from ..core.errors import VitrifyError
+from ..core.registry import RUNTIMES, load_runtime, runtime_names
+
+_FLAGS = ("avx2", "fma", "f16c", "avx512f", "avx512_vnni", "avx_vnni", "avx512_bf16", "amx_int8", "amx_bf16", "asimd", "i8mm")
+# distributions that install the same module and break each other
+_CONFLICTS = (("onnxruntime", "onnxruntime-gpu", "onnxruntime-directml", "onnxruntime-openvino"),)
+_BUYS = {
+    "onnx": "runs exported artifacts without PyTorch; `vitrify export`, `generate`, `classify`",
+    "torch": "the reference that artifacts are proved against; `vitrify export`, `verify`",
+}
+_EXPORT = ("torch", "diffusers", "transformers", "accelerate", "onnx", "onnxscript", "huggingface_hub")
+
+
+def examine() -> dict[str, Any]:
+    """Machine, runtimes with their devices, export libraries, conflicts; `problems` lists {what, fix}."""
+    problems: list[dict[str, str]] = []
+    runtimes: dict[str, Any] = {}
+    for name in runtime_names():
+        try:
+            probe = load_runtime(name).probe()
+        except VitrifyError as exc:
+            runtimes[name] = {"usable": False, "what": exc.what, "fix": exc.fix, "buys": _BUYS.get(name, "")}
+            continue
+        runtimes[name] = {
+            "usable": not probe.problem,
+            "version": probe.version,
+            "devices": list(probe.devices),
+            "details": dict(probe.details),
+            "buys": _BUYS.get(name, ""),
+        }
+        if probe.problem:
+            problems.append({"what": probe.problem, "fix": probe.fix})
+    for group in _CONFLICTS:
+        found = [n for n in group if _version(n)]
+        if len(found) > 1:
+            problems.append(
+                {
+                    "what": f"{' and '.join(found)} are both installed and overwrite each other.",
+                    "fix": f"pip uninstall {' '.join(found)}, then install one of them.",
+                }
+            )
+    if not any(r["usable"] for r in runtimes.values()):
+        problems.append({"what": "No runtime is usable.", "fix": 'pip install "vitrify[onnx]"'})
+    missing = [n for n in _EXPORT if not _version(n)]
+    return {
+        "machine": machine(),
+        "runtimes": runtimes,
+        "export": {
+            "usable": not missing,
+            "versions": {n: v for n in _EXPORT if (v := _version(n))},
+            "fix": 'pip install "vitrify[export]"' if missing else "",
+        },
+        "problems": problems,
+        "known": sorted(RUNTIMES),
+    }
+
+
+def machine() -> dict[str, Any]:
+    """Processor, instruction sets, cores, memory in bytes, system and Python."""
+    name, flags = platform.processor() or platform.machine(), set[str]()
+    try:
+        for line in Path("/proc/cpuinfo").read_text().splitlines():
+            key, _, value = line.partition(":")
+            if key.strip() == "model name":
+                name = value.strip()
+            elif key.strip() in ("flags", "Features"):
+                flags |= set(value.split())
+    except OSError:
+        pass  # not Linux: the name that the platform gives must do
+    memory = os.sysconf("SC_PAGE_SIZE") * os.sysconf("SC_PHYS_PAGES") if hasattr(os, "sysconf") else 0
+    return {
+        "processor": name,
+        "isa": [f for f in _FLAGS if f in flags],
+        "cores": os.cpu_count(),
+        "memory_bytes": memory,
+        "system": platform.platform(),
+        "python": platform.python_version(),
+        "vitrify": _version("vitrify") or "not installed (a checkout)",
+    }
+
+
+def _version(name: str) -> str | None:
+    try:
+        return importlib.metadata.version(name)
+    except importlib.metadata.PackageNotFoundError:
+        return None
