@@ -25,7 +25,7 @@ _WHERE = {
     "load": ".pipelines.load",
 }
 
-__all__ = ["Artifact", "VitrifyError", "__version__", "export_model", "load"]  # noqa: F822 (lazy)
+__all__ = ["Artifact", "VitrifyError", "__version__", "export_model", "load"]
 
 
 def __getattr__(name: str) -> Any:

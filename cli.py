@@ -29,7 +29,9 @@ DeviceOption = Annotated[str | None, typer.Option(help="cpu, cuda:0, ...; withou
 Threads = Annotated[int, typer.Option(help="Threads of the runtime; 0 leaves the choice to it.", min=0)]
 Revision = Annotated[str | None, typer.Option(help="Branch, tag or commit of a hub id.")]
 Variant = Annotated[str | None, typer.Option(help="Variant of the weights, such as fp16.")]
-Token = Annotated[str | None, typer.Option(help="Hub token; default: the stored one.", envvar="HF_TOKEN", show_envvar=True)]
+Token = Annotated[
+    str | None, typer.Option(help="Hub token; default: the stored one.", envvar="HF_TOKEN", show_envvar=True)
+]
 
 
 @app.command()
@@ -127,9 +129,18 @@ def inspect(
     if json:
         screen.print_json(found.to_json() | {"checksums": "verified" if checksums else "not run"})
         return
-    print(f"{found.name}: {found.model['architecture']} from {found.model['source']}, family {found.pipeline['family']}")
+    print(
+        f"{found.name}: {found.model['architecture']} from {found.model['source']}, family {found.pipeline['family']}"
+    )
     rows = [
-        [c.name, c.format, str(c.precision.get("weights")), _mb(sum(w.bytes for w in c.weights)), _shape(c.inputs), _shape(c.outputs)]
+        [
+            c.name,
+            c.format,
+            str(c.precision.get("weights")),
+            _mb(sum(w.bytes for w in c.weights)),
+            _shape(c.inputs),
+            _shape(c.outputs),
+        ]
         for c in found.components.values()
     ]
     screen.table(rows, ["component", "format", "weights", "MB", "inputs", "outputs"])
@@ -141,12 +152,16 @@ def inspect(
 def generate(
     model: Model,
     prompt: Annotated[str, typer.Argument(help="What to draw; (red:1.3) weighs words.")],
-    output: Annotated[Path | None, typer.Option("--output", "-o", help="PNG; default: named after prompt and seed.")] = None,
+    output: Annotated[
+        Path | None, typer.Option("--output", "-o", help="PNG; default: named after prompt and seed.")
+    ] = None,
     negative_prompt: Annotated[str, typer.Option("--negative-prompt", "-n", help="What not to draw.")] = "",
     width: Annotated[int | None, typer.Option(help="Pixels; default: the model's own.")] = None,
     height: Annotated[int | None, typer.Option(help="Pixels; default: the model's own.")] = None,
     steps: Annotated[int, typer.Option(help="Denoising steps.")] = 50,
-    guidance: Annotated[float, typer.Option(help="Classifier-free guidance; at 1 or less off, at half the cost.")] = 7.5,
+    guidance: Annotated[
+        float, typer.Option(help="Classifier-free guidance; at 1 or less off, at half the cost.")
+    ] = 7.5,
     seed: Annotated[int | None, typer.Option(help="Default: a random one, which is printed.")] = None,
     scheduler: Annotated[str | None, typer.Option(help="ddim, euler, euler_a, dpmpp_2m, ...")] = None,
     batch: Annotated[int, typer.Option(help="Pictures; the seed grows by 1 for each.", min=1)] = 1,
@@ -195,7 +210,10 @@ def generate(
         screen.print_json({"images": images, "timings": result.timings, "placement": result.placement})
         return
     for path, parameters in zip(paths, result.parameters, strict=True):
-        print(f"{path}  seed {parameters['seed']}, {result.timings['total']:.2f} s, {result.placement['unet']['provider']}")
+        print(
+            f"{path}  seed {parameters['seed']}, {result.timings['total']:.2f} s, "
+            f"{result.placement['unet']['provider']}"
+        )
 
 
 @app.command()
@@ -241,7 +259,9 @@ def classify(
                 faces=faces,
                 detector=detector,
                 batch=batch,
-                on_batch=lambda done, total: report(Event("classify", done, total, "pictures")) if total > batch else None,
+                on_batch=lambda done, total: (
+                    report(Event("classify", done, total, "pictures")) if total > batch else None
+                ),
             )
         finally:
             pipeline.close()
@@ -262,7 +282,9 @@ def classify(
 
 @app.command()
 def demo(
-    output: Annotated[Path, typer.Option("--output", "-o", help="Folder for pictures, table and page.")] = Path("vitrify-demo"),
+    output: Annotated[Path, typer.Option("--output", "-o", help="Folder for pictures, table and page.")] = Path(
+        "vitrify-demo"
+    ),
     json: Json = False,
 ) -> None:
     """Do the whole job with the built-in models: export, proof, pictures, labels, timings, a page."""
@@ -284,12 +306,13 @@ def cache_ls(json: Json = False) -> None:
     from .core.cache import Cache
 
     cache = Cache()
-    entries = [{"kind": e.kind, "key": e.key, "bytes": e.bytes, "used": e.used} for e in cache.entries()]
-    total = sum(int(e["bytes"]) for e in entries)
+    found = cache.entries()
+    total = sum(e.bytes for e in found)
     if json:
+        entries = [{"kind": e.kind, "key": e.key, "bytes": e.bytes, "used": e.used} for e in found]
         screen.print_json({"folder": str(cache.root), "limit": cache.limit, "bytes": total, "entries": entries})
         return
-    screen.table([[str(e["kind"]), str(e["key"]), _mb(int(e["bytes"]))] for e in entries], ["kind", "key", "MB"])
+    screen.table([[e.kind, e.key, _mb(e.bytes)] for e in found], ["kind", "key", "MB"])
     print(f"{cache.root}: {_mb(total)} MB of at most {_mb(cache.limit)} MB ($VITRIFY_CACHE, $VITRIFY_CACHE_MAX)")
 
 
@@ -339,7 +362,9 @@ def main() -> None:
             screen.print_error(UsageError(exc.format_message(), f"See {where} --help."), as_json)
             sys.exit(2)
         traceback.print_exc()
-        fault = VitrifyError(f"{type(exc).__name__}: {exc}", "This is a fault of vitrify: report it with the lines above.")
+        fault = VitrifyError(
+            f"{type(exc).__name__}: {exc}", "This is a fault of vitrify: report it with the lines above."
+        )
         screen.print_error(fault, as_json)
         sys.exit(1)
 
@@ -367,12 +392,18 @@ def _print_proofs(artifact: Any) -> None:
             return f"{proof['tensors']} tensors traced"
         return f"max error {proof['max_abs']:.1e} ({proof['relative']:.1e} of the range)"
 
-    rows = [[n, *(figure(c.proof.get(k, "not run")) for k in ("graph", "weights", "numeric"))] for n, c in artifact.components.items()]
+    rows = [
+        [n, *(figure(c.proof.get(k, "not run")) for k in ("graph", "weights", "numeric"))]
+        for n, c in artifact.components.items()
+    ]
     screen.table(rows, ["component", "graph proof", "weights proof", "numeric proof"])
     images, labels = artifact.proof.get("images"), artifact.proof.get("labels")
     if isinstance(images, dict):
         worst = images["min_psnr_db"]
-        print(f"pictures: {images['pictures']} drawn, " + ("identical" if worst is None else f"PSNR at least {worst:.1f} dB"))
+        print(
+            f"pictures: {images['pictures']} drawn, "
+            + ("identical" if worst is None else f"PSNR at least {worst:.1f} dB")
+        )
     if isinstance(labels, dict):
         print(f"labels: {labels['pictures']} pictures, scores within {labels['max_score_difference']:.1e}")
 

@@ -115,7 +115,7 @@ def classify_cases(work: Path) -> list[Case]:
         Case(
             "vitrify classify",
             [sys.executable, "-m", "vitrify", "classify", str(artifact), str(picture), "--json"],
-            _OFFLINE,
+            {**_OFFLINE, "VITRIFY_CACHE": str(work / "cache")},
             group="classify",
             after=lambda text: agree("vitrify", text),
         ),
@@ -187,12 +187,12 @@ def prepare(bench: str, work: Path) -> None:
         artifact = work / "artifacts" / VIT_B
         shutil.rmtree(artifact, ignore_errors=True)
         command = [sys.executable, "-m", "vitrify", "export", str(work / "models" / VIT_B), "-o", str(artifact)]
-        _untimed("exporting the classifier", command)
+        _untimed("exporting the classifier", command, {"VITRIFY_CACHE": str(work / "cache")})
 
 
-def _untimed(what: str, command: Sequence[str]) -> None:
+def _untimed(what: str, command: Sequence[str], env: Mapping[str, str] = _OFFLINE) -> None:
     print(f"{what} ...", file=sys.stderr, flush=True)
-    done = subprocess.run(command, env={**os.environ, **_OFFLINE}, capture_output=True, text=True)
+    done = subprocess.run(command, env={**os.environ, **_OFFLINE, **env}, capture_output=True, text=True)
     if done.returncode != 0:
         said = "\n".join(f"  {line}" for line in done.stderr.splitlines()[-12:])
         raise BadInput(f"{what} failed (exit {done.returncode}):\n{said}", f"Run it alone: {' '.join(command)}")
@@ -251,7 +251,8 @@ def _main(given: argparse.Namespace) -> int:
     if given.json:
         document = {"machine": describe_machine(), "versions": versions(), **to_json(summary)}
         if errors:
-            document["error"] = [{"code": e.code, "what": e.what, "fix": e.fix} for e in errors]
+            what, fix = "\n".join(e.what for e in errors), " ".join(e.fix for e in errors)
+            document["error"] = {"code": errors[0].code, "what": what, "fix": fix}
         print(json.dumps(document, indent=1))
     elif samples:
         machine = describe_machine()

@@ -11,10 +11,11 @@ import json
 import os
 from collections.abc import Iterator, Mapping
 from dataclasses import dataclass, field
-from pathlib import Path, PurePosixPath
+from pathlib import Path, PurePosixPath, PureWindowsPath
 from typing import Any
 
 from .errors import BadArtifact
+from .publish import disk_errors
 from .tensors import TensorSpec
 
 SCHEMA = 1
@@ -126,10 +127,18 @@ class Artifact:
         }
 
     def save(self) -> None:
-        """Write artifact.json into the folder, atomically."""
+        """Write artifact.json into the folder, atomically.
+
+        Raises:
+            DiskError: the disk is full or read-only; the manifest that was there stays.
+        """
         scratch = self.root / f".{MANIFEST}.part"
-        scratch.write_text(json.dumps(self.to_json(), indent=1) + "\n")
-        os.replace(scratch, self.root / MANIFEST)
+        with disk_errors(self.root):
+            try:
+                scratch.write_text(json.dumps(self.to_json(), indent=1) + "\n", encoding="utf-8")
+                os.replace(scratch, self.root / MANIFEST)
+            finally:
+                scratch.unlink(missing_ok=True)
 
     @classmethod
     def load(cls, root: Path, *, checksums: bool = False) -> Artifact:
@@ -151,11 +160,15 @@ class Artifact:
                 evaluation=dict(data.get("evaluation", {})),
                 built=dict(data.get("built", {})),
             )
-        except (KeyError, TypeError, ValueError, AttributeError, IndexError) as exc:
+            named = list(artifact.files())
+        except (KeyError, TypeError, ValueError, AttributeError, IndexError, OverflowError) as exc:
             raise BadArtifact(
                 f"{root / MANIFEST} does not describe an artifact ({type(exc).__name__}: {exc}).",
                 "Export the model again.",
             ) from exc
+        for path, _ in named:
+            if not isinstance(path, str):
+                raise BadArtifact(f"{root / MANIFEST} names {path!r}, which is no path.", "Export the model again.")
         artifact.verify(checksums=checksums)
         return artifact
 
@@ -165,7 +178,7 @@ class Artifact:
             yield component.graph, component.format
             for weight in component.weights:
                 yield weight.path, component.format
-        for path in self.pipeline.get("files", {}).values():
+        for path in dict(self.pipeline.get("files", {})).values():
             yield path, "data"
 
     def verify(self, *, checksums: bool = False) -> None:
@@ -176,9 +189,10 @@ class Artifact:
         """
         for path, kind in self.files():
             check_inside(self.root, path)
-            if path.endswith(PICKLES) and not (kind == "openvino" and path.endswith(_OPENVINO_WEIGHTS)):
+            ending = PurePosixPath(path).suffix.lower()
+            if ending in PICKLES and not (kind == "openvino" and ending == _OPENVINO_WEIGHTS):
                 raise BadArtifact(f"{path} may be a pickle, which can run code when loaded.", "Use safetensors files.")
-            if not (self.root / path).exists():
+            if not (self.root / path).is_file():
                 raise BadArtifact(f"{self.root / path} is missing.", "Copy the whole folder again or export again.")
         for component in self.components.values():
             for weight in component.weights:
@@ -196,11 +210,19 @@ class Artifact:
 
 
 def check_inside(root: Path, path: str) -> None:
-    """Refuse a manifest's path that is absolute, climbs out, or is a link that leads out of `root`."""
+    """Refuse a manifest's path that is absolute, climbs out, or leads out of `root` through a link on its way.
+
+    Raises:
+        BadArtifact: names the path.
+    """
     pure = PurePosixPath(path)
-    inside = not pure.is_absolute() and ".." not in pure.parts and "\\" not in path and bool(path)
-    if inside and (root / path).is_symlink():
-        inside = (root / path).resolve().is_relative_to(root.resolve())
+    inside = not pure.is_absolute() and not PureWindowsPath(path).drive and ".." not in pure.parts
+    inside = inside and bool(path) and not {"\\", "\0"} & set(path)
+    try:
+        # resolved even where the last part is no link: a folder on the way may be one
+        inside = inside and (root / path).resolve().is_relative_to(root.resolve())
+    except (OSError, RuntimeError):  # links that go round in a circle
+        inside = False
     if not inside:
         raise BadArtifact(f"The manifest names {path!r}, a path outside {root}.", "Do not use this artifact.")
 
@@ -217,15 +239,15 @@ def is_artifact(path: Path) -> bool:
 
 def _read_manifest(path: Path) -> Json:
     try:
-        data = json.loads(path.read_text())
+        data = json.loads(path.read_text("utf-8"))
     except FileNotFoundError as exc:
         raise BadArtifact(
             f"{path.parent} is not an artifact: it has no {path.name}.", f"Make one: vitrify export {path.parent}"
         ) from exc
-    except (OSError, UnicodeDecodeError, json.JSONDecodeError) as exc:
+    except (OSError, ValueError, RecursionError) as exc:  # no text, no JSON, or JSON nested without end
         raise BadArtifact(f"{path} cannot be read: {exc}.", "Copy the file again or export again.") from exc
     schema = data.get("schema") if isinstance(data, dict) else None
-    if not isinstance(schema, int) or schema < 1:
+    if type(schema) is not int or schema < 1:
         raise BadArtifact(f"{path} names no schema.", "Export the model again.")
     if schema > SCHEMA:
         raise BadArtifact(

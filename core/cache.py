@@ -10,19 +10,22 @@ import hashlib
 import json
 import os
 import shutil
+import tempfile
+import time
 from collections.abc import Iterator
-from contextlib import contextmanager, suppress
+from contextlib import ExitStack, contextmanager, suppress
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
 import platformdirs
 
-from .errors import Busy, UsageError
+from .errors import Busy, DiskError, UsageError
 from .publish import published
 
 DEFAULT_LIMIT = 4_000_000_000
 _MARK = ".used"  # its modification time is the entry's last use
+_ABANDONED = 86_400  # seconds after which a temporary folder belongs to no process that is still writing it
 
 
 @dataclass(frozen=True)
@@ -67,34 +70,71 @@ class Cache:
 
     @contextmanager
     def put(self, kind: str, key: str) -> Iterator[Path]:
-        """A temporary folder that becomes the entry when the block ends well; then the bound is kept."""
+        """A temporary folder that becomes the entry when the block ends well; then the bound is kept.
+
+        An entry larger than the bound is dropped at once, and one that another process is writing is left to it: ask
+        `get` what is there.
+
+        Raises:
+            DiskError: the cache cannot be written.
+        """
         path = self.root / kind / key
-        try:
-            with published(path, replace=True, marker=_MARK) as scratch:
-                yield scratch
-                (scratch / _MARK).touch()
-        except Busy:
-            return  # another process writes the same content
-        self.prune(self.limit, keep=path)
+        if path.is_dir() and not (path / _MARK).exists():
+            _remove(path)  # damaged: entries are renamed into place with their mark inside
+        with _named_in_fix(), ExitStack() as stack:
+            try:
+                scratch = stack.enter_context(published(path, replace=True, marker=_MARK))
+            except Busy:  # another process writes the same content
+                yield Path(stack.enter_context(tempfile.TemporaryDirectory(prefix="vitrify-")))
+                return
+            yield scratch
+            (scratch / _MARK).touch()
+        self.prune(self.limit)
 
     def entries(self) -> list[Entry]:
         """Every entry, the most recently used first."""
         found = []
         for mark in self.root.glob(f"*/*/{_MARK}"):
             folder = mark.parent
-            # a file that is also linked elsewhere takes no room of its own
-            sizes = [f.stat() for f in folder.rglob("*") if f.is_file()]
+            if folder.name.startswith("."):
+                continue  # being written
+            try:
+                # a file that is also linked elsewhere takes no room of its own
+                sizes = [f.stat() for f in folder.rglob("*") if f.is_file()]
+                used = mark.stat().st_mtime
+            except FileNotFoundError:
+                continue  # removed by another process while it was read
             size = sum(s.st_size for s in sizes if s.st_nlink == 1)
-            found.append(Entry(folder.parent.name, folder.name, size, mark.stat().st_mtime, folder))
+            found.append(Entry(folder.parent.name, folder.name, size, used, folder))
         return sorted(found, key=lambda e: -e.used)
 
-    def prune(self, limit: int, keep: Path | None = None) -> list[Entry]:
+    def prune(self, limit: int) -> list[Entry]:
         """Remove the least recently used entries until at most `limit` bytes are left; returns those removed."""
         total, removed = 0, []
         for entry in self.entries():
             total += entry.bytes
-            if total > limit and entry.path != keep:
-                shutil.rmtree(entry.path, ignore_errors=True)
+            if total > limit:
+                _remove(entry.path)
                 removed.append(entry)
                 total -= entry.bytes
+        for left in self.root.glob("*/.*.part-*"):
+            with suppress(OSError):
+                if time.time() - left.stat().st_mtime > _ABANDONED:
+                    shutil.rmtree(left, ignore_errors=True)
         return removed
+
+
+def _remove(path: Path) -> None:
+    """Take an entry away whole: a reader finds it or not, never half of it."""
+    with suppress(OSError):  # another process was faster
+        path = path.rename(path.with_name(f".{path.name}.part-{os.urandom(4).hex()}"))
+        shutil.rmtree(path, ignore_errors=True)
+
+
+@contextmanager
+def _named_in_fix() -> Iterator[None]:
+    try:
+        yield
+    except DiskError as exc:
+        fix = "Free some space, or set VITRIFY_CACHE to a folder that can be written."
+        raise DiskError(exc.what, fix) from exc

@@ -7,6 +7,7 @@ from dataclasses import dataclass
 
 from .errors import UsageError
 
+_LISTS = ("auto", "hetero")  # kinds that take a list of devices
 KINDS = ("cpu", "cuda", "gpu", "npu", "auto", "hetero", "directml", "coreml", "rocm", "xpu", "mps")
 
 
@@ -26,8 +27,11 @@ class Device:
             UsageError: the name is not a device.
         """
         match = re.fullmatch(r"([a-z]+)(?:[:.](\d+)|:([a-z0-9.,]+))?", text.strip().lower())
-        if match is None or match[1] not in KINDS:
-            raise UsageError(f"{text!r} is not a device.", f"Devices are {', '.join(KINDS)}, with a number as in cuda:1.")
+        # a list behind another kind would be dropped without a word
+        if match is None or match[1] not in KINDS or (match[3] and match[1] not in _LISTS):
+            raise UsageError(
+                f"{text!r} is not a device.", f"Devices are {', '.join(KINDS)}, with a number as in cuda:1."
+            )
         return cls(match[1], int(match[2]) if match[2] else None, (match[3] or "").upper())
 
     def __str__(self) -> str:

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import errno
+import glob
 import os
 import shutil
 import tempfile
@@ -13,6 +14,8 @@ from pathlib import Path
 from filelock import FileLock, Timeout
 
 from .errors import BadInput, Busy, DiskError
+
+_OLD = "-old"
 
 
 @contextmanager
@@ -34,8 +37,9 @@ def disk_errors(where: Path) -> Iterator[None]:
 def published(target: Path, *, replace: bool = False, marker: str = "artifact.json") -> Iterator[Path]:
     """Give a temporary folder beside `target`; rename it to `target` when the block ends well.
 
-    A killed process leaves at most a hidden `.NAME.part-*` folder, which the next run removes. A second
-    process that writes the same target is refused while the first holds the lock.
+    A killed process leaves at most a hidden `.NAME.part-*` folder, which the next run removes; killed between the
+    two renames of a replacement, it leaves the old folder as `.NAME.part-*-old`, which the next run puts back. A
+    second process that writes the same target is refused while the first holds the lock.
 
     Args:
         replace: an existing `target` that holds `marker` may be replaced; nothing else ever is.
@@ -45,7 +49,7 @@ def published(target: Path, *, replace: bool = False, marker: str = "artifact.js
         Busy: another process is writing it.
         DiskError: the disk is full or read-only.
     """
-    target = target.absolute()
+    target = target.resolve()  # where it is a link, the folder that it names is written, not the link
     with disk_errors(target):
         target.parent.mkdir(parents=True, exist_ok=True)
         lock = FileLock(target.parent / f".{target.name}.lock")
@@ -57,26 +61,31 @@ def published(target: Path, *, replace: bool = False, marker: str = "artifact.js
                 "Wait for it to end, or choose another folder with -o.",
             ) from exc
         try:
+            _clean_up(target)
             _refuse_existing(target, replace, marker)
-            for stale in target.parent.glob(f".{target.name}.part-*"):
-                shutil.rmtree(stale, ignore_errors=True)
             scratch = Path(tempfile.mkdtemp(prefix=f".{target.name}.part-", dir=target.parent))
             try:
                 scratch.chmod(0o755)
                 yield scratch
                 if target.exists():
-                    old = scratch.with_name(scratch.name + "-old")
-                    target.rename(old)
-                    scratch.rename(target)
-                    shutil.rmtree(old, ignore_errors=True)
-                else:
-                    scratch.rename(target)
+                    target.rename(scratch.with_name(scratch.name + _OLD))
+                scratch.rename(target)
             finally:
-                shutil.rmtree(scratch, ignore_errors=True)
+                _clean_up(target)
         finally:
-            lock.release()
+            # while it is still held: removed later, it might be the file that another process has just locked
             with suppress(OSError):
                 os.unlink(lock.lock_file)
+            lock.release()
+
+
+def _clean_up(target: Path) -> None:
+    """Remove temporary folders, also those of killed processes; one moved aside goes back if nothing replaced it."""
+    for stale in target.parent.glob(f".{glob.escape(target.name)}.part-*"):
+        if stale.name.endswith(_OLD) and not target.exists():
+            stale.rename(target)
+        else:
+            shutil.rmtree(stale, ignore_errors=True)
 
 
 def _refuse_existing(target: Path, replace: bool, marker: str) -> None:

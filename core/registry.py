@@ -7,6 +7,8 @@ from __future__ import annotations
 
 import importlib
 import importlib.metadata
+import importlib.util
+from collections.abc import Callable
 from dataclasses import dataclass
 from typing import Any
 
@@ -45,13 +47,14 @@ def load_runtime(name: str) -> Any:
 
     Raises:
         UsageError: no runtime has that name.
-        MissingDependency: its library is missing (with the extra to install) or broken (with the cause).
+        MissingDependency: its library is missing (with the extra to install) or broken (with the cause), or the entry
+            point of another package names nothing.
     """
     row = RUNTIMES.get(name)
     if row is None:
         for entry in _added():
             if entry.name == name:
-                return _import(entry.load, name, entry.dist.name if entry.dist else name, entry.value)
+                return _import(entry.load, name, entry.dist.name if entry.dist else name, entry.module)
         raise UsageError(f"There is no runtime {name!r}.", f"Runtimes are {', '.join(runtime_names())}.")
 
     def load() -> Any:
@@ -60,21 +63,19 @@ def load_runtime(name: str) -> Any:
     return _import(load, name, f'"vitrify[{row.extra}]"', row.library)
 
 
-def _import(load: Any, name: str, package: str, library: str) -> Any:
+def _import(load: Callable[[], Any], name: str, package: str, library: str) -> Any:
     try:
         return load()
-    except ModuleNotFoundError as exc:
-        if (exc.name or "").split(".")[0] == library.split(".")[0].split(":")[0]:
+    except Exception as exc:  # a broken library raises anything: OSError for a shared library, AttributeError, ...
+        missing = exc.name if isinstance(exc, ModuleNotFoundError) else None
+        # a part of a package that is there is a broken install, not a missing one
+        if missing and importlib.util.find_spec(missing.partition(".")[0]) is None:
             raise MissingDependency(
-                f"The {name} runtime needs {library}, which is not installed.", f"pip install {package}"
+                f"The {name} runtime needs {missing}, which is not installed.", f"pip install {package}"
             ) from exc
         raise MissingDependency(
-            f"{library} is installed but does not import: no module {exc.name}.",
+            f"{library} is installed but does not import: {type(exc).__name__}: {exc}.",
             f"pip install --force-reinstall {package}",
-        ) from exc
-    except ImportError as exc:
-        raise MissingDependency(
-            f"{library} is installed but does not import: {exc}.", f"pip install --force-reinstall {package}"
         ) from exc
 
 

@@ -70,6 +70,16 @@ def check_tensors(specs: Mapping[str, TensorSpec], tensors: Mapping[str, Array])
     sizes: dict[str, int] = {}
     for name, spec in specs.items():
         tensor = tensors[name]
+        if not isinstance(tensor, np.ndarray | np.generic):
+            raise BadInput(
+                f"Tensor {name} is a {type(tensor).__name__}, expected a numpy array.",
+                f"Convert it: np.asarray({name}, '{spec.dtype.value}').",
+            )
+        if not tensor.dtype.isnative:  # the libraries read its bytes as they lie
+            raise BadInput(
+                f"Tensor {name} is {tensor.dtype.name} in foreign byte order.",
+                f"Convert it: {name}.astype('{spec.dtype.value}').",
+            )
         if tensor.dtype.name != spec.dtype.value:
             raise BadInput(
                 f"Tensor {name} is {tensor.dtype.name}, expected {spec.dtype.value}.",

@@ -33,6 +33,7 @@ EXPRESSIONS = {
     "happy": ("a happy face", "smiley"),
 }
 
+# ruff: noqa: E501 (a table reads best with full lines)
 _THINGS = """
 ghost:a ghost alien:an alien skull:a skull robot_face:a robot clown_face:a clown hankey:a pile of poo
 heart:a red heart blue_heart:a blue heart green_heart:a green heart yellow_heart:a yellow heart

@@ -86,9 +86,7 @@ def expressions_read(folder: Path, emoji: EmojiSet) -> dict[str, Any]:
         pictures, truth = views(emoji, table, each, seed=4242)
         logits = torch.cat([model(as_pixels(pictures[i : i + 32])).logits for i in range(0, len(pictures), 32)])
         right = logits.argmax(1) == torch.tensor(truth)
-        by_label = {
-            label: float(right[torch.tensor(truth) == i].float().mean()) for i, label in enumerate(LABELS)
-        }
+        by_label = {label: float(right[torch.tensor(truth) == i].float().mean()) for i, label in enumerate(LABELS)}
         glyphs = sum(len(g) for g in table.values())
         report[name] = {
             "glyphs": glyphs,

@@ -49,4 +49,3 @@ def entries_for(
         with cache.put(KIND, key) as scratch:
             (scratch / "names.json").write_text(json.dumps({n: e.name for n, e in entries.items()}))
     return entries
-

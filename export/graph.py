@@ -47,11 +47,10 @@ def graph_from_module(spec: ComponentSpec, config: dict[str, Any]) -> ir.Model:
         example = spec.example(config)
         arguments = []
         with fake:
-            for name, tensor in spec.inputs(config).items():
-                shape = [example.get(d, d) if isinstance(d, str) else d for d in tensor.shape]
+            for tensor in spec.inputs(config).values():
+                shape = [example[d] if isinstance(d, str) else d for d in tensor.shape]
                 dtype = torch.int64 if tensor.dtype is DType.INT64 else torch.float32
                 arguments.append(torch.ones(shape, dtype=dtype) if shape else torch.ones((), dtype=dtype))
-                del name
         dynamic = tuple(
             {i: torch.export.Dim.AUTO for i, d in enumerate(t.shape) if isinstance(d, str)}
             for t in spec.inputs(config).values()
@@ -70,7 +69,7 @@ def graph_from_module(spec: ComponentSpec, config: dict[str, Any]) -> ir.Model:
                 )
         except Exception as exc:
             raise BadInput(
-                f"{spec.name} could not be traced: {type(exc).__name__}: {str(exc).splitlines()[0] if str(exc) else ''}",
+                f"{spec.name} could not be traced: {type(exc).__name__}: {(str(exc).splitlines() or [''])[0]}",
                 "Report the model's config.json; `vitrify doctor` lists the versions in use.",
             ) from exc
         assert exported is not None
@@ -223,7 +222,8 @@ def _optimize(model: ir.Model, weights: set[str]) -> None:
             continue
         name = (value.name or "").removeprefix(_PREFIX)
         value.name = name
-        assert value.shape is not None and value.dtype is not None
+        assert value.shape is not None
+        assert value.dtype is not None
         value.const_value = ir.ExternalTensor(
             location=PLACEHOLDER, offset=0, length=0, dtype=value.dtype, shape=value.shape, name=name
         )

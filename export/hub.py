@@ -120,7 +120,8 @@ def _library() -> types.ModuleType:
             ) from exc
         what = "Fetching from the Hub needs huggingface_hub, which is not installed."
         raise MissingDependency(what, 'Run `pip install "vitrify[export]"`.') from exc
-    return huggingface_hub
+    library: types.ModuleType = huggingface_hub
+    return library
 
 
 def _remote(

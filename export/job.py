@@ -169,7 +169,7 @@ def moved(entries: Mapping[str, TensorEntry], root: Path, component: Component) 
 
 
 def memory_needed(source: Source) -> int:
-    """Bytes that the numeric proof needs at most at a time: the largest reference in float32 and the session's copies."""
+    """Bytes that the numeric proof needs at most: the reference in float32 and the session's copies."""
     pipeline = [sum(e.elements for e in c.checkpoint.values()) * 4 for c in source.components]
     return 2 * sum(pipeline)
 

@@ -1,4 +1,4 @@
-"""The files beside the graphs: configs, scheduler, tokenizer, preprocessing, where diffusers and transformers put them."""
+"""The files beside the graphs, where diffusers and transformers put them: configs, scheduler, tokenizer."""
 
 from __future__ import annotations
 
@@ -43,7 +43,7 @@ def write_layout(source: Source, root: Path) -> dict[str, Any]:
 
 
 def _tokenizer(source: Path, target: Path) -> None:
-    """The tokenizer in both layouts: tokenizer.json, which we read, and vocab.json and merges.txt, which others want."""
+    """The tokenizer in both layouts: tokenizer.json, which we read; vocab.json and merges.txt, which others want."""
     if not source.is_dir():
         raise BadInput(f"{source} is missing.", "Download the model again, whole.")
     target.mkdir()
@@ -61,5 +61,3 @@ def _tokenizer(source: Path, target: Path) -> None:
     if not (target / "merges.txt").is_file() and model.get("merges"):
         merges = [m if isinstance(m, str) else " ".join(m) for m in model["merges"]]
         (target / "merges.txt").write_text("#version: 0.2\n" + "\n".join(merges) + "\n", encoding="utf-8")
-
-

@@ -13,7 +13,7 @@ from .twin import component_of
 
 
 def reference_artifact(source: Source, pipeline: Mapping[str, Any]) -> Artifact:
-    """The source's components in the format `torch`, with an exported artifact's pipeline settings. Nothing is written."""
+    """The source's components in the format `torch`, with an artifact's pipeline settings. Nothing is written."""
     components = {}
     for part in source.components:
         path = part.config_path.relative_to(source.folder).as_posix()

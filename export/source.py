@@ -73,9 +73,7 @@ def _pipeline(folder: Path, given: str, revision: str | None, variant: str | Non
     index = read_json(folder / "model_index.json")
     name = str(index.get("_class_name"))
     if name not in pipelines.PIPELINES:
-        raise BadInput(
-            f"{given} is a {name}, which is not supported.", f"Supported: {', '.join(pipelines.PIPELINES)}."
-        )
+        raise BadInput(f"{given} is a {name}, which is not supported.", f"Supported: {', '.join(pipelines.PIPELINES)}.")
     family, specs = pipelines.PIPELINES[name]
     opened = tuple(_component(folder, spec, variant) for spec in specs)
     pipelines.CHECKS[family](given, {c.spec.name: c.config for c in opened})

@@ -46,7 +46,8 @@ def prove_graph(spec: ComponentSpec, config: Config, wanted: Counter[str]) -> di
         source, root = Path(scratch) / "source", Path(scratch) / "artifact"
         module = random_module(spec, narrow)
         with quiet(), no_bars():
-            module.save_pretrained(source)
+            library_module: Any = module
+            library_module.save_pretrained(source)
         model = graph_from_module(spec, narrow)
         got = Counter(f"{node.domain}:{node.op_type}" for node in model.graph)
         if got != wanted:
@@ -118,7 +119,7 @@ def random_module(spec: ComponentSpec, config: Config) -> torch.nn.Module:
     with torch.no_grad():
         for parameter in module.parameters():
             if parameter.ndim < 2:
-                parameter += 0.2 * torch.randn(parameter.shape, generator=generator)
+                parameter.add_(torch.randn(parameter.shape, generator=generator), alpha=0.2)
             elif not parameter.abs().any():
-                parameter += 0.05 * torch.randn(parameter.shape, generator=generator)
+                parameter.add_(torch.randn(parameter.shape, generator=generator), alpha=0.05)
     return module

@@ -204,7 +204,7 @@ class TextToImagePipeline:
             yield Step(index + 1, total, float(timestep), latents)
 
     def decode(self, latents: FloatArray) -> list[Image.Image]:
-        """Latents, float32 [n, channels, h, w], to pictures; one at a time, for the VAE needs the most memory of all."""
+        """Latents, float32 [n, channels, h, w], to pictures; one at a time, for the VAE needs the most memory."""
         vae = self.settings["vae"]
         latents = latents / np.float32(vae["scaling_factor"]) + np.float32(vae["shift_factor"])
         decoder = self.sessions["vae_decoder"]

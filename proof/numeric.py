@@ -103,9 +103,7 @@ def _images(artifact: Artifact, reference: Artifact) -> dict[str, Any]:
     drawn: list[list[Image.Image]] = []
     for one in (reference, artifact):
         # the artifact's settings and tokenizer for both: what is compared is what the components compute
-        pipeline = pipeline_of(
-            artifact, {n: open_component(one.components[n]) for n in used}
-        )
+        pipeline = pipeline_of(artifact, {n: open_component(one.components[n]) for n in used})
         try:
             drawn.append(
                 [

@@ -98,7 +98,9 @@ def prove_weights(component: Component, expected: Mapping[str, TensorEntry], has
         for dim in tensor.dims:
             elements *= dim
         if dtype != entry.dtype or elements != entry.elements:
-            raise _failed(tensor.name, f"it is {dtype} {list(tensor.dims)}, its source {entry.dtype} {list(entry.shape)}")
+            raise _failed(
+                tensor.name, f"it is {dtype} {list(tensor.dims)}, its source {entry.dtype} {list(entry.shape)}"
+            )
         got, want = hashes.tensor(path, offset, length), hashes.tensor(entry.file, entry.offset, entry.length)
         if got is None or got != want:
             raise _failed(tensor.name, "its bytes are not those of its source")

@@ -11,7 +11,19 @@ from typing import Any
 from ..core.errors import VitrifyError
 from ..core.registry import RUNTIMES, load_runtime, runtime_names
 
-_FLAGS = ("avx2", "fma", "f16c", "avx512f", "avx512_vnni", "avx_vnni", "avx512_bf16", "amx_int8", "amx_bf16", "asimd", "i8mm")
+_FLAGS = (
+    "avx2",
+    "fma",
+    "f16c",
+    "avx512f",
+    "avx512_vnni",
+    "avx_vnni",
+    "avx512_bf16",
+    "amx_int8",
+    "amx_bf16",
+    "asimd",
+    "i8mm",
+)
 # distributions that install the same module and break each other
 _CONFLICTS = (("onnxruntime", "onnxruntime-gpu", "onnxruntime-directml", "onnxruntime-openvino"),)
 _BUYS = {

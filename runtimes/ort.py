@@ -27,7 +27,10 @@ PROVIDERS = {
     "directml": "DmlExecutionProvider",
     "coreml": "CoreMLExecutionProvider",
 }
-_WHEELS = {"cuda": 'pip install "vitrify[onnx-gpu]" (and uninstall onnxruntime first)', "directml": "pip install onnxruntime-directml"}
+_WHEELS = {
+    "cuda": 'pip install "vitrify[onnx-gpu]" (and uninstall onnxruntime first)',
+    "directml": "pip install onnxruntime-directml",
+}
 
 
 @contextmanager
@@ -180,7 +183,9 @@ def _spec(graph: Path, value: Any) -> TensorSpec:
     """A session's input or output as our spec; a size that has no name gets its own."""
     name = {"float": "float32", "double": "float64"}.get(value.type[7:-1], value.type[7:-1])
     if not value.type.startswith("tensor(") or name not in list(DType):
-        raise BadArtifact(f"{graph}: {value.name} is a {value.type}, which is not supported.", "Export it with vitrify.")
+        raise BadArtifact(
+            f"{graph}: {value.name} is a {value.type}, which is not supported.", "Export it with vitrify."
+        )
     shape = [d if isinstance(d, int) or d else f"{value.name}_{i}" for i, d in enumerate(value.shape)]
     return TensorSpec(DType(name), tuple(shape))
 

@@ -16,7 +16,9 @@ def image_size(config: Config) -> tuple[int, int]:
 
 
 def _inputs(config: Config) -> dict[str, TensorSpec]:
-    return {"pixel_values": TensorSpec(DType.FLOAT32, ("batch", int(config.get("num_channels", 3)), *image_size(config)))}
+    return {
+        "pixel_values": TensorSpec(DType.FLOAT32, ("batch", int(config.get("num_channels", 3)), *image_size(config)))
+    }
 
 
 def _outputs(config: Config) -> dict[str, TensorSpec]:
@@ -26,7 +28,9 @@ def _outputs(config: Config) -> dict[str, TensorSpec]:
 def _narrow(config: Config) -> Config:
     kind = config["model_type"]
     if kind == "convnext":
-        return config | {"hidden_sizes": [max(8, int(c) // 12) for c in config.get("hidden_sizes") or (96, 192, 384, 768)]}
+        return config | {
+            "hidden_sizes": [max(8, int(c) // 12) for c in config.get("hidden_sizes") or (96, 192, 384, 768)]
+        }
     if kind == "swin":
         heads = config.get("num_heads") or (3, 6, 12, 24)
         return config | {"embed_dim": 4 * int(heads[0])}

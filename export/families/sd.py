@@ -77,12 +77,16 @@ def _encoder_inputs(config: Config) -> dict[str, TensorSpec]:
 
 def _encoder_outputs(config: Config) -> dict[str, TensorSpec]:
     return {
-        "latent_parameters": TensorSpec(F32, ("batch", 2 * int(config["latent_channels"]), "latent_height", "latent_width"))
+        "latent_parameters": TensorSpec(
+            F32, ("batch", 2 * int(config["latent_channels"]), "latent_height", "latent_width")
+        )
     }
 
 
 def _decoder_inputs(config: Config) -> dict[str, TensorSpec]:
-    return {"latent_sample": TensorSpec(F32, ("batch", int(config["latent_channels"]), "latent_height", "latent_width"))}
+    return {
+        "latent_sample": TensorSpec(F32, ("batch", int(config["latent_channels"]), "latent_height", "latent_width"))
+    }
 
 
 def _decoder_outputs(config: Config) -> dict[str, TensorSpec]:

@@ -48,7 +48,8 @@ class VaeEncoder(torch.nn.Module):
         self.module = module
 
     def forward(self, sample: torch.Tensor) -> tuple[torch.Tensor, ...]:
-        return (self.module.encode(sample).latent_dist.parameters,)
+        vae: Any = self.module
+        return (vae.encode(sample).latent_dist.parameters,)
 
 
 class VaeDecoder(torch.nn.Module):
@@ -59,7 +60,8 @@ class VaeDecoder(torch.nn.Module):
         self.module = module
 
     def forward(self, latent_sample: torch.Tensor) -> tuple[torch.Tensor, ...]:
-        out: tuple[torch.Tensor, ...] = self.module.decode(latent_sample, return_dict=False)
+        vae: Any = self.module
+        out: tuple[torch.Tensor, ...] = vae.decode(latent_sample, return_dict=False)
         return out
 
 

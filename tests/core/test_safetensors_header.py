@@ -13,6 +13,7 @@ from typing import Any
 import numpy as np
 import pytest
 from safetensors.numpy import load_file, save_file
+
 from vitrify.core.errors import BadInput
 from vitrify.core.safetensors_header import hash_tensor, open_checkpoint, read_header, read_tensor
 

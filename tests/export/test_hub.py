@@ -22,6 +22,7 @@ from urllib.parse import unquote, urlsplit
 import numpy as np
 import pytest
 from safetensors.numpy import save
+
 from vitrify.core.errors import BadInput, DiskError, MissingDependency
 from vitrify.core.progress import Event
 from vitrify.core.safetensors_header import open_checkpoint

@@ -15,6 +15,7 @@ diffusers = pytest.importorskip("diffusers", reason="needs vitrify[export]")
 transformers = pytest.importorskip("transformers", reason="needs vitrify[export]")
 
 from safetensors.torch import load_file, save_file  # noqa: E402
+
 from vitrify.core.errors import BadInput  # noqa: E402
 from vitrify.core.safetensors_header import open_checkpoint  # noqa: E402
 from vitrify.export.names import (  # noqa: E402

@@ -10,6 +10,7 @@ from typing import Any
 import numpy as np
 import pytest
 from PIL import Image, ImageDraw
+
 from vitrify.core.errors import BadInput, MissingDependency
 from vitrify.pipelines.faces import FaceBox, YuNet, crop, detect_faces
 

@@ -17,6 +17,7 @@ from typing import Any
 import numpy as np
 import pytest
 from PIL import Image, PngImagePlugin
+
 from vitrify.core.errors import BadInput, DiskError, RuntimeFailure, UsageError
 from vitrify.pipelines.images import expand, open_image, read_parameters, save_png, to_uint8
 

@@ -8,6 +8,7 @@ from typing import Any
 import numpy as np
 import pytest
 from PIL import Image
+
 from vitrify.core.errors import BadInput
 from vitrify.pipelines.preprocess import _DEFAULTS, _OF_MODEL, ImagePreprocessor
 

@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import json
-import os
 import re
 import shutil
 from collections.abc import Callable
@@ -12,6 +11,7 @@ from typing import Any
 
 import numpy as np
 import pytest
+
 from vitrify.core.errors import BadInput, DiskError
 from vitrify.pipelines.prompt import (
     BREAK,
@@ -46,12 +46,13 @@ PROMPTS = [
 
 
 @pytest.fixture(scope="session")
-def vocabulary() -> Path:
-    """A folder with CLIP's vocab.json and merges.txt."""
-    given = os.environ.get("VITRIFY_TEST_TOKENIZER")
-    folder = Path(given) if given else HERE.parents[2] / "demo/models/emoji-diffusion/tokenizer"
-    if not (folder / "vocab.json").is_file() or not (folder / "merges.txt").is_file():
-        pytest.skip(f"needs CLIP's vocab.json and merges.txt: none in {folder}; set VITRIFY_TEST_TOKENIZER")
+def vocabulary(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """A folder with CLIP's vocab.json and merges.txt: those inside the built-in model's tokenizer.json."""
+    model = json.loads((HERE.parents[2] / "demo/models/emoji-diffusion/tokenizer/tokenizer.json").read_text())["model"]
+    folder = tmp_path_factory.mktemp("vocabulary")
+    (folder / "vocab.json").write_text(json.dumps(model["vocab"]))
+    merges = [m if isinstance(m, str) else " ".join(m) for m in model["merges"]]
+    (folder / "merges.txt").write_text("#version: 0.2\n" + "\n".join(merges))
     return folder
 
 
