@@ -3,8 +3,9 @@ PYTHON ?= python3
 VENV ?= .venv
 BIN = $(VENV)/bin
 RUN = $(BIN)/python -m
+BENCH ?= bench-output
 
-.PHONY: demo test test-slow lint bench clean
+.PHONY: demo test test-slow test-optimum lint bench clean
 
 $(VENV)/.ready: pyproject.toml
 	test -x $(BIN)/python || $(PYTHON) -m venv $(VENV)
@@ -21,6 +22,20 @@ test: $(VENV)/.ready
 
 test-slow: $(VENV)/.ready
 	$(RUN) pytest -m slow
+
+# optimum-onnx wants transformers 4, so it lives apart; the oldest versions that we support are tried here too
+.venv-optimum/.ready: pyproject.toml
+	test -x .venv-optimum/bin/python || $(PYTHON) -m venv .venv-optimum
+	.venv-optimum/bin/pip install -q -U pip
+	.venv-optimum/bin/pip install -q torch==2.13.0
+	.venv-optimum/bin/pip install -q -e ".[export,onnx,optimum]" pytest
+	touch $@
+
+test-optimum: .venv-optimum/.ready
+	.venv-optimum/bin/python -m pytest -m optimum tests/optimum
+
+bench: $(VENV)/.ready
+	$(RUN) vitrify.bench.first --work $(BENCH)
 
 lint: $(VENV)/.ready .typecheck/vitrify
 	$(RUN) ruff check .

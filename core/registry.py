@@ -12,7 +12,7 @@ from collections.abc import Callable
 from dataclasses import dataclass
 from typing import Any
 
-from .errors import MissingDependency, UsageError
+from .errors import MissingDependency, UsageError, VitrifyError
 
 ENTRY_POINTS = "vitrify.runtimes"
 
@@ -66,6 +66,8 @@ def load_runtime(name: str) -> Any:
 def _import(load: Callable[[], Any], name: str, package: str, library: str) -> Any:
     try:
         return load()
+    except VitrifyError:
+        raise
     except Exception as exc:  # a broken library raises anything: OSError for a shared library, AttributeError, ...
         missing = exc.name if isinstance(exc, ModuleNotFoundError) else None
         # a part of a package that is there is a broken install, not a missing one

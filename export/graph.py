@@ -79,6 +79,7 @@ def graph_from_module(spec: ComponentSpec, config: dict[str, Any]) -> ir.Model:
     persistent = {name for name in module.state_dict() if not COMPUTED.search(name)}
     _optimize(model, parameters | (buffers & persistent))
     _name_dims(model, spec, config)
+    _forget_trace(model)
     for value in model.graph.initializers.values():
         if value.name is not None and value.name.startswith(_PREFIX) and value.const_value is None:
             raise BadInput(f"{value.name} came out of the trace without a value.", "Report the model's config.json.")
@@ -237,6 +238,20 @@ def _name_dims(model: ir.Model, spec: ComponentSpec, config: dict[str, Any]) -> 
     specs = {**spec.inputs(config), **spec.outputs(config)}
     for value in [*model.graph.inputs, *model.graph.outputs]:
         value.shape = ir.Shape(specs[value.name or ""].shape)
+
+
+def _forget_trace(model: ir.Model) -> None:
+    """Drop the exporter's notes (stack traces with this machine's paths): most of the file, and no two alike."""
+    model.metadata_props.clear()
+    model.graph.metadata_props.clear()
+    model.doc_string = model.graph.doc_string = None
+    for node in model.graph.all_nodes():
+        node.metadata_props.clear()
+        node.doc_string = None
+        for value in node.outputs:
+            value.metadata_props.clear()
+    for value in [*model.graph.inputs, *model.graph.initializers.values()]:
+        value.metadata_props.clear()
 
 
 @contextlib.contextmanager

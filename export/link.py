@@ -22,8 +22,8 @@ def link_weights(
 ) -> tuple[list[WeightFile], list[str]]:
     """Give each of the graph's parameters its bytes in the checkpoint, whose files are linked beside the graph.
 
-    A tensor stored in another float type than the graph computes in gets a Cast. A tensor stored with other dims
-    but the same elements in the same order is declared with the graph's dims.
+    A tensor stored in another float type than the graph computes in gets a Cast. A tensor stored with sizes of 1
+    more or less is declared with the graph's dims.
 
     Args:
         model: changed in place; its parameters are the external initializers.
@@ -35,7 +35,7 @@ def link_weights(
         those that had to be copied because the disk cannot link them.
 
     Raises:
-        BadInput: a parameter has no bytes, another number of elements, or a dtype that no graph takes.
+        BadInput: a parameter has no bytes, another shape, or a dtype that the graph's cannot be cast from.
     """
     import onnx_ir as ir
 
@@ -48,12 +48,12 @@ def link_weights(
         shape = tuple(int(d) for d in value.const_value.shape.numpy())
         if entry is None:
             raise BadInput(f"The checkpoint has no tensor for {name}.", "Download the model again, whole.")
-        if entry.elements != _count(shape) or entry.dtype not in _ONNX:
+        wanted = value.const_value.dtype
+        if not _same_layout(entry.shape, shape) or not _castable(entry.dtype, wanted.name):
             raise BadInput(
                 f"{entry.name} in {entry.file} is {entry.dtype} {list(entry.shape)}; the graph wants {list(shape)}.",
                 "Export a float32, float16 or bfloat16 checkpoint of this architecture.",
             )
-        wanted = value.const_value.dtype
         stored = ir.DataType[_ONNX[entry.dtype]]
         target = files.setdefault(entry.file, _target(entry.file, files))
         value.const_value = ir.ExternalTensor(
@@ -77,11 +77,14 @@ def _target(file: Path, files: Mapping[Path, str]) -> str:
     return f"{len(files)}-{file.name}"
 
 
-def _count(shape: tuple[int, ...]) -> int:
-    total = 1
-    for dim in shape:
-        total *= dim
-    return total
+def _same_layout(stored: tuple[int, ...], wanted: tuple[int, ...]) -> bool:
+    """Whether one's bytes are the other's: sizes of 1 move no element."""
+    return [d for d in stored if d != 1] == [d for d in wanted if d != 1]
+
+
+def _castable(stored: str, wanted: str) -> bool:
+    """Floats become other floats; a whole number for a float, or a float for one, is another model's tensor."""
+    return stored in _ONNX and (_ONNX[stored] == wanted or (stored != "I64" and wanted != "INT64"))
 
 
 def _cast(graph: ir.Graph, value: ir.Value, stored: ir.DataType, wanted: ir.DataType) -> None:

@@ -10,7 +10,7 @@ from typing import Any
 import numpy as np
 
 from ..core.artifact import Component
-from ..core.errors import ProofFailed
+from ..core.errors import BadInput, ProofFailed, RuntimeFailure
 from ..core.tensors import Array, DType
 from ..runtimes.base import Session
 
@@ -22,7 +22,7 @@ Sizes = Mapping[str, int]
 class Parity:
     """One output compared.
 
-    max_abs: largest absolute difference. range: the reference's maximum minus its minimum.
+    max_abs: largest absolute difference. range: the reference's maximum minus its minimum; of a constant, its size.
     cosine: of the two flattened. snr_db: power of the reference over power of the difference; inf where equal.
     """
 
@@ -35,6 +35,8 @@ class Parity:
 
     @property
     def relative(self) -> float:
+        if not math.isfinite(self.max_abs):
+            return math.inf
         return self.max_abs / self.range if self.range else (math.inf if self.max_abs else 0.0)
 
     @property
@@ -42,8 +44,9 @@ class Parity:
         return math.isfinite(self.max_abs) and self.relative <= TOLERANCE
 
     def to_json(self) -> dict[str, Any]:
-        snr = self.snr_db if math.isfinite(self.snr_db) else None
-        return asdict(self) | {"relative": self.relative, "snr_db": snr, "passed": self.passed}
+        values = asdict(self) | {"relative": self.relative, "passed": self.passed}
+        # JSON knows neither infinity nor NaN
+        return {k: None if isinstance(v, float) and not math.isfinite(v) else v for k, v in values.items()}
 
 
 def compare(name: str, reference: Array, given: Array, sizes: Sizes) -> Parity:
@@ -58,19 +61,23 @@ def compare(name: str, reference: Array, given: Array, sizes: Sizes) -> Parity:
             "a size was baked into the graph.",
             "Report the model's config.json.",
         )
+    if not reference.size:
+        raise ProofFailed(f"{name} is empty at {dict(sizes)}: nothing would be compared.", "Compare at larger sizes.")
     a, b = reference.astype(np.float64).ravel(), given.astype(np.float64).ravel()
+    if not (np.isfinite(a).all() and np.isfinite(b).all()):
+        # also where both are: NaN beside NaN proves nothing
+        return Parity(name, dict(sizes), max_abs=math.inf, range=math.nan, cosine=math.nan, snr_db=-math.inf)
     difference = np.abs(a - b)
-    max_abs = float(difference.max(initial=0.0)) if np.isfinite(difference).all() else math.inf
+    max_abs = float(difference.max())
     norm = float(np.linalg.norm(a) * np.linalg.norm(b))
-    noise = float((difference**2).mean()) if difference.size else 0.0
-    power = float((a**2).mean()) if a.size else 0.0
+    noise, power = float((difference**2).mean()), float((a**2).mean())
     return Parity(
         output=name,
         sizes=dict(sizes),
         max_abs=max_abs,
-        range=float(a.max(initial=-math.inf) - a.min(initial=math.inf)) if a.size else 0.0,
+        range=float(a.max() - a.min()) or float(np.abs(a).max()),
         cosine=float(a @ b / norm) if norm else float(max_abs == 0),
-        snr_db=10 * math.log10(power / noise) if noise and power else math.inf,
+        snr_db=math.inf if not noise else 10 * math.log10(power / noise) if power else -math.inf,
     )
 
 
@@ -95,12 +102,19 @@ def parity(component: Component, reference: Session, given: Session, checks: Seq
     """Run both sessions at each of `checks` and compare every output.
 
     Raises:
-        ProofFailed: an output has another shape than the reference's.
+        ProofFailed: an output has another shape than the reference's, or only the reference runs at a size.
     """
     found = []
     for number, sizes in enumerate(checks):
         tensors = sample_inputs(component, sizes, seed=number)
-        expected, got = reference.run(tensors), given.run(tensors)
+        expected = reference.run(tensors)
+        try:
+            got = given.run(tensors)
+        except (BadInput, RuntimeFailure) as exc:
+            raise ProofFailed(
+                f"{component.name} does not run at {dict(sizes)}, where the reference does: {exc.what}",
+                "A size may be baked into the graph. Nothing was published. Report the model's config.json.",
+            ) from exc
         found += [compare(name, expected[name], got[name], sizes) for name in component.outputs]
     return found
 

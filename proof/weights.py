@@ -19,10 +19,13 @@ Json = dict[str, Any]
 
 
 class FileHashes:
-    """sha256 of files and of the tensors in them, in one pass over each file; remembers by inode, not by name."""
+    """sha256 of files and of the tensors in them, in one pass over each file.
+
+    Remembered by inode, so that a hard link is not read again, with size and time, so that a changed file is.
+    """
 
     def __init__(self) -> None:
-        self._known: dict[tuple[int, int], tuple[str, dict[tuple[int, int], str]]] = {}
+        self._known: dict[tuple[int, ...], tuple[str, dict[tuple[int, int], str]]] = {}
 
     def add(self, files: list[Path]) -> None:
         """Hash these safetensors files, two at a time."""
@@ -41,9 +44,9 @@ class FileHashes:
         return self._known[self._key(path)][1].get((offset, length))
 
     @staticmethod
-    def _key(path: Path) -> tuple[int, int]:
+    def _key(path: Path) -> tuple[int, ...]:
         stat = os.stat(path)
-        return stat.st_dev, stat.st_ino
+        return stat.st_dev, stat.st_ino, stat.st_size, stat.st_mtime_ns
 
 
 def _hash(path: Path) -> tuple[str, dict[tuple[int, int], str]]:
@@ -83,31 +86,34 @@ def prove_weights(component: Component, expected: Mapping[str, TensorEntry], has
     import onnx
 
     graph = onnx.load(str(component.graph_path), load_external_data=False).graph
+    folder = Path(component.graph).parent
+    listed = {w.path for w in component.weights}
     digest, count = hashlib.sha256(), 0
     for tensor in sorted(graph.initializer, key=lambda t: str(t.name)):
-        if tensor.data_location != onnx.TensorProto.EXTERNAL:
-            continue
         entry = expected.get(tensor.name)
+        if tensor.data_location != onnx.TensorProto.EXTERNAL:
+            if entry is not None:
+                raise _failed(tensor.name, "its bytes lie in the graph, where nothing holds them against its source")
+            continue
         if entry is None:
             raise _failed(tensor.name, "the source has no such tensor")
         place = {e.key: e.value for e in tensor.external_data}
-        path = component.graph_path.parent / place["location"]
+        location = (folder / place.get("location", "")).as_posix()
+        if location not in listed:
+            raise _failed(tensor.name, f"it points at {location}, which is none of the component's files")
+        path = component.root / location
         offset, length = int(place.get("offset", 0)), int(place.get("length", 0))
-        dtype = _SAFETENSORS.get(onnx.TensorProto.DataType.Name(tensor.data_type))
-        elements = 1
-        for dim in tensor.dims:
-            elements *= dim
-        if dtype != entry.dtype or elements != entry.elements:
-            raise _failed(
-                tensor.name, f"it is {dtype} {list(tensor.dims)}, its source {entry.dtype} {list(entry.shape)}"
-            )
+        dtype, dims = _SAFETENSORS.get(onnx.TensorProto.DataType.Name(tensor.data_type)), list(tensor.dims)
+        # sizes of 1 move no element; any other difference may be a transposition, whose bytes are the same
+        if dtype != entry.dtype or [d for d in dims if d != 1] != [d for d in entry.shape if d != 1]:
+            raise _failed(tensor.name, f"it is {dtype} {dims}, its source {entry.dtype} {list(entry.shape)}")
         got, want = hashes.tensor(path, offset, length), hashes.tensor(entry.file, entry.offset, entry.length)
         if got is None or got != want:
             raise _failed(tensor.name, "its bytes are not those of its source")
-        # equal bytes elsewhere in the same file would hide a swap of two names
-        if path.stat().st_ino == entry.file.stat().st_ino and offset != entry.offset:
+        # equal bytes elsewhere in the same file (zeros, ones) would hide a swap of two names
+        if offset != entry.offset and hashes.file(path) == hashes.file(entry.file):
             raise _failed(tensor.name, f"it points at byte {offset}, its source lies at byte {entry.offset}")
-        digest.update(f"{tensor.name} {dtype} {list(tensor.dims)} {got}\n".encode())
+        digest.update(f"{tensor.name} {dtype} {dims} {got}\n".encode())
         count += 1
     weights = tuple(WeightFile(w.path, w.bytes, hashes.file(component.root / w.path)) for w in component.weights)
     proof: Json = {**component.proof, "weights": {"tensors": count, "sha256": digest.hexdigest()}}

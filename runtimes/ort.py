@@ -13,12 +13,13 @@ from typing import Any
 import numpy as np
 import onnxruntime as ort
 
-from ..core.artifact import Component, hash_file
+from ..core.artifact import Component, WeightFile, hash_file
 from ..core.cache import Cache, key_of
 from ..core.device import Device
-from ..core.errors import BadArtifact, BadInput, DeviceError, RuntimeFailure
+from ..core.errors import BadArtifact, BadInput, DeviceError, RuntimeFailure, VitrifyError
 from ..core.tensors import Array, DType, TensorSpec, check_tensors
 from .base import Options, Placement, Probe
+from .initializers import BFLOAT16, stored_like
 
 PROVIDERS = {
     "cpu": "CPUExecutionProvider",
@@ -28,36 +29,70 @@ PROVIDERS = {
     "coreml": "CoreMLExecutionProvider",
 }
 _WHEELS = {
-    "cuda": 'pip install "vitrify[onnx-gpu]" (and uninstall onnxruntime first)',
-    "directml": "pip install onnxruntime-directml",
+    "cuda": "pip uninstall onnxruntime, then pip install onnxruntime-gpu",
+    "directml": "pip uninstall onnxruntime, then pip install onnxruntime-directml",
 }
+_STATE = ort.capi.onnxruntime_pybind11_state
+_NEWER = ("ModelLoadCanceled", "ModelRequiresCompilation", "DeviceReset")  # not in every supported version
+
+_UPGRADE = "pip install --upgrade onnxruntime"
+_FORM = [ort.__version__, 1]  # raise the number when `_cached` writes other graphs than before
+# at opening: what is wrong with the graph or its weights (Fail: missing or short external data, an unknown opset, ...)
+_GRAPH_IS_BAD = (
+    _STATE.NoSuchFile,
+    _STATE.NoModel,
+    _STATE.NotFound,
+    _STATE.InvalidProtobuf,
+    _STATE.InvalidGraph,
+    _STATE.InvalidArgument,
+    _STATE.Fail,
+)
+# the library's exceptions share no base; a test holds this list against all that it defines
+_LIBRARY = (
+    *_GRAPH_IS_BAD,
+    *(getattr(_STATE, name) for name in _NEWER if hasattr(_STATE, name)),
+    _STATE.ModelLoaded,
+    _STATE.NotImplemented,
+    _STATE.RuntimeException,
+    _STATE.EPFail,
+    _STATE.EngineError,
+    RuntimeError,
+    ValueError,
+    MemoryError,
+)
 
 
 @contextmanager
-def _translated(component: Component) -> Iterator[None]:
-    """Turn the library's exceptions into ours, once, here."""
-    state = ort.capi.onnxruntime_pybind11_state
+def _translated(component: Component, device: Device | None = None) -> Iterator[None]:
+    """Turn the library's exceptions into ours, once, here. `device`: where the component is being opened, if it is."""
     try:
         yield
-    except (state.NoSuchFile, state.InvalidProtobuf, state.NoModel, state.InvalidGraph, state.ModelLoadCanceled) as exc:
-        raise BadArtifact(f"{component.graph} does not load: {_first_line(exc)}", "Export the model again.") from exc
-    except state.InvalidArgument as exc:
-        raise BadInput(f"{component.name} refused its inputs: {_first_line(exc)}", "Check the sizes.") from exc
-    except state.NotImplemented as exc:
-        raise RuntimeFailure(
-            f"ONNX Runtime {ort.__version__} has no kernel: {_first_line(exc)}", "pip install --upgrade onnxruntime"
-        ) from exc
-    except (state.Fail, state.RuntimeException, state.EPFail, state.EngineError, RuntimeError, MemoryError) as exc:
-        text = _first_line(exc)
-        if "allocate" in text.lower() or isinstance(exc, MemoryError):
-            raise RuntimeFailure(f"{component.name} ran out of memory: {text}", "Use a smaller size or batch.") from exc
-        if "external data" in text.lower() or "external initializer" in text.lower():
-            raise BadArtifact(f"{component.graph}: {text}", "Copy the whole folder again or export again.") from exc
-        raise RuntimeFailure(f"ONNX Runtime failed in {component.name}: {text}", "Run `vitrify doctor`.") from exc
+    except _LIBRARY as exc:
+        raise _translation(exc, component, device) from exc
 
 
-def _first_line(exc: BaseException) -> str:
-    return (str(exc).splitlines() or [type(exc).__name__])[0][:300]
+def _translation(exc: BaseException, component: Component, device: Device | None) -> VitrifyError:
+    text = (str(exc).splitlines() or [type(exc).__name__])[0][:300]
+    if isinstance(exc, MemoryError) or "allocate" in text.lower():
+        return RuntimeFailure(f"{component.name} ran out of memory: {text}", "Use a smaller size or batch.")
+    if isinstance(exc, _STATE.NotImplemented):
+        return RuntimeFailure(f"ONNX Runtime {ort.__version__} has no kernel: {text}", _UPGRADE)
+    if device is None and isinstance(exc, _STATE.InvalidArgument):
+        return BadInput(f"{component.name} refused its inputs: {text}", "Check the sizes.")
+    if device is None:
+        return RuntimeFailure(f"ONNX Runtime failed in {component.name}: {text}", "Run `vitrify doctor`.")
+    if "opset" in text.lower() or "ir_version" in text.lower() or "ir version" in text.lower():
+        return BadArtifact(f"{component.graph} is too new for ONNX Runtime {ort.__version__}: {text}", _UPGRADE)
+    if device.kind == "cpu" and not isinstance(exc, _GRAPH_IS_BAD):
+        return RuntimeFailure(f"ONNX Runtime failed to open {component.name}: {text}", "Run `vitrify doctor`.")
+    if device.kind == "cpu" or (isinstance(exc, _GRAPH_IS_BAD) and not isinstance(exc, _STATE.Fail)):
+        return BadArtifact(
+            f"{component.graph} or its weights do not load: {text}", "Copy the whole folder again or export again."
+        )
+    return DeviceError(
+        f"ONNX Runtime does not open {component.name} on {device}: {text}",
+        "Check the driver with `vitrify doctor`, or give --device cpu.",
+    )
 
 
 class OrtSession:
@@ -104,6 +139,7 @@ class OrtRuntime:
         Raises:
             DeviceError: the device is not one of ONNX Runtime's here, or the session would run elsewhere.
             BadArtifact: the graph or its weights do not load.
+            BadInput: an override has no weight of its name and shape.
         """
         provider = self._provider(device)
         settings = ort.SessionOptions()
@@ -114,10 +150,11 @@ class OrtRuntime:
             settings.add_session_config_entry("session.disable_prepacking", "1")
         if device.kind != "cpu":
             settings.add_session_config_entry("session.disable_cpu_ep_fallback", "1")
-        held = _override(settings, overrides or {})
-        with _translated(component):
-            graph = self._cached(component, settings) if options.cache and not overrides else component.graph_path
-            session = ort.InferenceSession(str(graph), settings, providers=[provider])
+        held = _override(settings, component, overrides or {})
+        with _translated(component, device):
+            graph = self._cached(component) if options.cache and not overrides else component.graph_path
+            # without enable_fallback=0 the library prints a line and retries on the CPU, here and in each run
+            session = ort.InferenceSession(str(graph), settings, providers=[provider], enable_fallback=0)
         del held
         ran = session.get_providers()
         if ran[0] != provider[0]:
@@ -138,7 +175,8 @@ class OrtRuntime:
         settings.log_severity_level = 4
         settings.graph_optimization_level = ort.GraphOptimizationLevel.ORT_DISABLE_ALL
         settings.add_session_config_entry("session.disable_prepacking", "1")
-        with _translated(Component(graph.parent.name, "onnx", graph.name, {}, {}, root=graph.parent)):
+        component = Component(graph.parent.name, "onnx", graph.name, {}, {}, root=graph.parent)
+        with _translated(component, Device("cpu")):
             session = ort.InferenceSession(str(graph), settings, providers=["CPUExecutionProvider"])
         return (
             {v.name: _spec(graph, v) for v in session.get_inputs()},
@@ -156,27 +194,47 @@ class OrtRuntime:
             )
         return name, ({} if device.index is None or device.kind == "cpu" else {"device_id": str(device.index)})
 
-    def _cached(self, component: Component, settings: ort.SessionOptions) -> Path:
-        """The graph as ONNX Runtime optimized it, from the cache or made now; a full copy of the weights."""
+    def _cached(self, component: Component) -> Path:
+        """The graph as ONNX Runtime optimized it, from the cache or made now: a full copy of the weights.
+
+        Where the cache's bound is too small for it, or another process is writing it, the component's own graph.
+        """
         cache = Cache()
-        weights = [(w.path, w.sha256 or hash_file(component.root / w.path)) for w in component.weights]
-        key = key_of([hash_file(component.graph_path), weights, ort.__version__])
+        if sum(w.bytes for w in component.weights) > cache.limit:
+            return component.graph_path
+        try:
+            weights = [_identity(component, w) for w in component.weights]
+            key = key_of([hash_file(component.graph_path), weights, _FORM])
+        except OSError as exc:
+            what = f"{component.graph} or its weights cannot be read: {exc}."
+            raise BadArtifact(what, "Copy the whole folder again or export again.") from exc
         found = cache.get("onnxruntime", key)
         if found is None:
             with cache.put("onnxruntime", key) as scratch:
                 writing = ort.SessionOptions()
                 writing.log_severity_level = 4
+                # what is beyond this level depends on the processor, which a shared cache would not survive
+                writing.graph_optimization_level = ort.GraphOptimizationLevel.ORT_ENABLE_EXTENDED
                 writing.optimized_model_filepath = str(scratch / "model.onnx")
                 writing.add_session_config_entry(
                     "session.optimized_model_external_initializers_file_name", "model.onnx.data"
                 )
                 writing.add_session_config_entry("session.disable_prepacking", "1")
-                ort.InferenceSession(str(component.graph_path), writing, providers=["CPUExecutionProvider"])
+                ort.InferenceSession(str(component.graph_path), writing, providers=[PROVIDERS["cpu"]])
             found = cache.get("onnxruntime", key)
         if found is None:
-            return component.graph_path  # larger than the cache's bound, or another process is writing it
-        settings.graph_optimization_level = ort.GraphOptimizationLevel.ORT_DISABLE_ALL
+            return component.graph_path  # another process is writing it
         return found / "model.onnx"
+
+
+def _identity(component: Component, weight: WeightFile) -> list[Any]:
+    """What tells these weights from any others, without reading gigabytes at each start.
+
+    The manifest's hash alone would serve the old weights when a file was swapped and the manifest was not.
+    """
+    path = component.root / weight.path
+    stat = path.stat()
+    return [weight.path, weight.sha256 or hash_file(path), stat.st_size, stat.st_mtime_ns, stat.st_ino]
 
 
 def _spec(graph: Path, value: Any) -> TensorSpec:
@@ -190,12 +248,19 @@ def _spec(graph: Path, value: Any) -> TensorSpec:
     return TensorSpec(DType(name), tuple(shape))
 
 
-def _override(settings: ort.SessionOptions, overrides: Mapping[str, Array]) -> list[ort.OrtValue]:
-    """Replace external initializers by name; the values must live until the session is open."""
-    values = [ort.OrtValue.ortvalue_from_numpy(np.ascontiguousarray(v)) for v in overrides.values()]
-    if values:
-        settings.add_external_initializers(list(overrides), values)
-    return values
+def _override(settings: ort.SessionOptions, component: Component, overrides: Mapping[str, Array]) -> list[Any]:
+    """Replace external initializers by name; what is returned must live until the session is open."""
+    if not overrides:
+        return []
+    arrays = stored_like(component.graph_path, overrides)
+    values = [
+        ort.OrtValue.ortvalue_from_numpy_with_onnx_type(array, kind)
+        if kind == BFLOAT16
+        else ort.OrtValue.ortvalue_from_numpy(array)
+        for kind, array in arrays.values()
+    ]
+    settings.add_external_initializers(list(arrays), values)
+    return [arrays, values]
 
 
 RUNTIME = OrtRuntime()

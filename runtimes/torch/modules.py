@@ -13,6 +13,8 @@ from typing import Any
 
 import torch
 
+from ...core.errors import BadArtifact
+
 
 class ClipText(torch.nn.Module):
     """input_ids int64 [batch, tokens] -> last_hidden_state [batch, tokens, dim], pooler_output [batch, dim]."""
@@ -119,14 +121,23 @@ def build(kind: str, config: dict[str, Any]) -> torch.nn.Module:
 
 
 def load(kind: str, folder: Path, variant: str | None = None) -> torch.nn.Module:
-    """The wrapped module with the weights of `folder`, in float32."""
+    """The wrapped module with the weights of `folder`, in float32.
+
+    Raises:
+        BadArtifact: the checkpoint lacks weights, or they have other shapes: the libraries would make up random ones.
+    """
     wrapper, load_class = KINDS[kind]
     word = "dtype" if _takes_dtype() or kind not in ("clip_text", "image_classifier") else "torch_dtype"
     if kind in ("unet", "vae_encoder", "vae_decoder"):
         word = "torch_dtype"
     given = {word: torch.float32, "variant": variant, "use_safetensors": True, "local_files_only": True}
     with no_bars():
-        return wrapper(load_class().from_pretrained(str(folder), **given).eval())
+        module, info = load_class().from_pretrained(str(folder), output_loading_info=True, **given)
+    lost = sorted(map(str, [*info["missing_keys"], *info["mismatched_keys"]]))
+    if lost:
+        more = f" and {len(lost) - 3} more" if len(lost) > 3 else ""
+        raise BadArtifact(f"{folder} lacks {', '.join(lost[:3])}{more}.", "Download the model again, whole.")
+    return wrapper(module.eval())
 
 
 @contextlib.contextmanager

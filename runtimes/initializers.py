@@ -1,0 +1,148 @@
+"""What an ONNX graph says of its external initializers, read with no library.
+
+A runtime that takes changed weights by name must know their stored type and shape before it opens the graph: ONNX
+Runtime refuses a wrong one without naming it. Only four fields of the protobuf are read; tensor data is skipped.
+"""
+
+from __future__ import annotations
+
+import mmap
+from collections.abc import Iterator, Mapping
+from dataclasses import dataclass
+from pathlib import Path
+
+import numpy as np
+
+from ..core.errors import BadArtifact, BadInput
+from ..core.tensors import Array
+
+# Field numbers of onnx.proto.
+_MODEL_GRAPH, _GRAPH_INITIALIZER = 7, 5
+_TENSOR_DIMS, _TENSOR_TYPE, _TENSOR_NAME, _TENSOR_LOCATION = 1, 2, 8, 14
+_EXTERNAL = 1
+BFLOAT16 = 16  # TensorProto.DataType, as are the numbers below
+_NUMPY = {1: "float32", 10: "float16", 11: "float64"}
+_VARINT, _FIXED64, _BYTES, _FIXED32 = 0, 1, 2, 5  # wire types
+
+
+@dataclass(frozen=True)
+class Initializer:
+    """type: the number of its TensorProto.DataType."""
+
+    type: int
+    shape: tuple[int, ...]
+
+
+def external_initializers(graph: Path) -> dict[str, Initializer]:
+    """The external initializers of a graph by name.
+
+    Raises:
+        BadArtifact: the file is missing or is no ONNX graph.
+    """
+    found: dict[str, Initializer] = {}
+    try:
+        with graph.open("rb") as file, mmap.mmap(file.fileno(), 0, access=mmap.ACCESS_READ) as data:
+            for number, at, end in _fields(data, 0, len(data)):
+                if number == _MODEL_GRAPH:
+                    for inner, start, stop in _fields(data, at, end):
+                        if inner == _GRAPH_INITIALIZER:
+                            found |= _tensor(data, start, stop)
+    except (OSError, ValueError, IndexError) as exc:
+        raise BadArtifact(f"{graph} does not load: {exc}.", "Copy the whole folder again or export again.") from exc
+    return found
+
+
+def stored_like(graph: Path, overrides: Mapping[str, Array]) -> dict[str, tuple[int, Array]]:
+    """Changed weights as the graph stores them: name -> (type, values; bfloat16 as the uint16 of its bits).
+
+    Values are rounded to the stored type, as a checkpoint that was merged and saved would be.
+
+    Raises:
+        BadInput: a name that the graph has no external weight for, another shape, or a type that cannot be replaced.
+        BadArtifact: the graph does not load.
+    """
+    known = external_initializers(graph)
+    ready: dict[str, tuple[int, Array]] = {}
+    for name, value in overrides.items():
+        stored = known.get(name)
+        if stored is None:
+            raise BadInput(f"Override {name}: {graph.name} has no such weight.", "Check its name in the state dict.")
+        if value.shape != stored.shape:
+            raise BadInput(
+                f"Override {name} has shape {list(value.shape)}, expected {list(stored.shape)}.",
+                "Give the whole changed weight, in the model's own shape.",
+            )
+        if stored.type == BFLOAT16:
+            ready[name] = BFLOAT16, _bfloat16(value)
+        elif stored.type in _NUMPY:
+            ready[name] = stored.type, np.asarray(value, dtype=_NUMPY[stored.type], order="C")
+        else:
+            raise BadInput(
+                f"Override {name}: the graph stores it in ONNX type {stored.type}, which is not replaced by name.",
+                "Use the artifact in float32, float16 or bfloat16.",
+            )
+    return ready
+
+
+def _bfloat16(value: Array) -> Array:
+    """The upper halves of float32 values, rounded to nearest even."""
+    bits = np.asarray(value, dtype=np.float32, order="C").view(np.uint32)
+    rounded: Array = ((bits + np.uint32(0x7FFF) + ((bits >> np.uint32(16)) & np.uint32(1))) >> np.uint32(16)).astype(
+        np.uint16
+    )
+    return rounded
+
+
+def _tensor(data: mmap.mmap, at: int, end: int) -> dict[str, Initializer]:
+    name, kind, location, dims = "", 0, 0, list[int]()
+    for number, start, stop in _fields(data, at, end):
+        if number == _TENSOR_NAME:
+            name = data[start:stop].decode()
+        elif number == _TENSOR_TYPE:
+            kind, _ = _varint(data, start)
+        elif number == _TENSOR_LOCATION:
+            location, _ = _varint(data, start)
+        elif number == _TENSOR_DIMS:  # one number, or several packed: both are varints up to `stop`
+            while start < stop:
+                dim, start = _varint(data, start)
+                dims.append(dim)
+    return {name: Initializer(kind, tuple(dims))} if location == _EXTERNAL else {}
+
+
+def _fields(data: mmap.mmap, at: int, end: int) -> Iterator[tuple[int, int, int]]:
+    """(field number, first byte, byte behind the last) of each field of a message.
+
+    Raises:
+        ValueError: this is no protobuf message.
+    """
+    while at < end:
+        tag, at = _varint(data, at)
+        wire = tag & 7
+        if wire == _VARINT:
+            _, stop = _varint(data, at)
+        elif wire == _FIXED64:
+            stop = at + 8
+        elif wire == _FIXED32:
+            stop = at + 4
+        elif wire == _BYTES:
+            length, at = _varint(data, at)
+            stop = at + length
+        else:
+            raise ValueError("it is no ONNX graph")
+        if stop > end:
+            raise ValueError("it is truncated")
+        yield tag >> 3, at, stop
+        at = stop
+
+
+def _varint(data: mmap.mmap, at: int) -> tuple[int, int]:
+    value, shift = 0, 0
+    while True:
+        byte = data[at]
+        value |= (byte & 0x7F) << shift
+        at += 1
+        if byte < 0x80:
+            return value, at
+        shift += 7
+        if shift > 63:
+            raise ValueError("it is no ONNX graph")
