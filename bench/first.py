@@ -32,6 +32,7 @@ ROUNDS = 3
 # An export in practice is always a first run and a warm-up would cost minutes; a label is asked for again and again.
 WARMUP = {"export": 0, "classify": 1}
 TIMEOUT = 3600.0
+BASELINES = {"export": "torch.onnx.export, UNet only", "classify": "transformers pipeline"}
 _OFFLINE = {"HF_HUB_OFFLINE": "1", "TRANSFORMERS_OFFLINE": "1"}
 _PIPELINE = """
 import json, sys
@@ -88,7 +89,7 @@ def export_cases(work: Path) -> list[Case]:
             after=lambda _: disk([second, cache, scratch / "second"], inodes([models]) | known["cache"]),
         ),
         Case(
-            "torch.onnx.export, UNet only",
+            BASELINES["export"],
             [sys.executable, "-m", "vitrify.bench.dynamo_export", str(models / SD15[0] / "unet"), str(dynamo)],
             environment("dynamo"),
             group="export",
@@ -105,11 +106,10 @@ def classify_cases(work: Path) -> list[Case]:
     said: dict[str, str] = {}
 
     def agree(case: str, text: str) -> Mapping[str, float]:
-        label, score = best_label(text)
-        said[case] = label
+        said[case] = best_label(text)
         if len(set(said.values())) > 1:
             raise BadInput(f"The labels differ: {said}.", f"Check the artifact: vitrify verify {artifact}")
-        return {"score": score}
+        return {}
 
     return [
         Case(
@@ -120,16 +120,13 @@ def classify_cases(work: Path) -> list[Case]:
             after=lambda text: agree("vitrify", text),
         ),
         Case(
-            "transformers pipeline",
+            BASELINES["classify"],
             [sys.executable, "-c", _PIPELINE, str(model), str(picture)],
             _OFFLINE,
             group="classify",
             after=lambda text: agree("transformers", text),
         ),
     ]
-
-
-BASELINES = {"export": "torch.onnx.export, UNet only", "classify": "transformers pipeline"}
 
 
 def inodes(folders: Iterable[Path]) -> set[tuple[int, int]]:
@@ -152,8 +149,8 @@ def _sizes(folders: Iterable[Path]) -> dict[tuple[int, int], int]:
     return found
 
 
-def best_label(text: str) -> tuple[str, float]:
-    """The label with the highest score, and that score, in the JSON that a classifier printed.
+def best_label(text: str) -> str:
+    """The label with the highest score in the JSON that a classifier printed.
 
     Raises:
         BadInput: it printed none.
@@ -165,8 +162,7 @@ def best_label(text: str) -> tuple[str, float]:
     found = list(_scored(data))
     if not found:
         raise BadInput(f"{text[:200]!r} holds no label with a score.", "Run the command alone.")
-    score, label = max(found)
-    return label, score
+    return max(found)[1]
 
 
 def _scored(data: Any) -> Iterable[tuple[float, str]]:

@@ -22,7 +22,7 @@ _MB = 1e6
 METRICS = ("wall_s", "cpu_s", "peak_mb")
 # how the peak was read: in the data, not in the table
 _DETAIL = ("tree_rss_mb", "tree_pss_mb", "tree_uss_mb", "root_rss_mb")
-_TITLES = {"wall_s": "wall s", "cpu_s": "CPU s", "peak_mb": "peak MB"}
+_TITLES = {"wall_s": "wall s", "cpu_s": "CPU s", "peak_mb": "peak MB", "disk_mb": "disk MB"}
 
 
 @dataclass(frozen=True)

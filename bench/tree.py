@@ -24,9 +24,10 @@ except ImportError as exc:
     ) from exc
 
 # The harness shares the machine with what it measures: finding new children (which reads the whole process table)
-# and reading PSS (which makes the kernel walk the page tables, holding their lock) each get this share of a core.
-_WALK_SHARE = 0.05
-_PSS_SHARE = 0.02
+# and reading PSS (which makes the kernel walk the page tables, holding their lock) each get at most this share of a
+# core.
+_WALK_SHARE = 0.02
+_PSS_SHARE = 0.01
 
 
 class TreeMeter:

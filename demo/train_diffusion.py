@@ -27,7 +27,7 @@ import numpy as np
 import torch
 import torch.nn.functional as F
 from diffusers import AutoencoderKL, DDIMScheduler, StableDiffusionPipeline, UNet2DConditionModel
-from safetensors.torch import save_file
+from safetensors.torch import load_file, save_file
 from transformers import CLIPTextConfig, CLIPTextModel, CLIPTokenizer
 
 from .emoji import EmojiSet, captions, emoji_set, write_clip_vocabulary
@@ -300,6 +300,14 @@ def load_pipeline(work: Path) -> StableDiffusionPipeline:
     )
 
 
+def pack(work: Path, folder: Path) -> None:
+    """Write the fp16 pipeline. The text encoder gets the names that files on the hub have, which every version reads."""
+    load_pipeline(work).to(dtype=torch.float16).save_pretrained(folder)
+    file = folder / "text_encoder/model.safetensors"
+    tensors = load_file(file)
+    save_file({f"text_model.{n.removeprefix('text_model.')}": t for n, t in tensors.items()}, file, {"format": "pt"})
+
+
 def unpack(work: Path, folder: Path) -> None:
     """Write the checkpoints of a packed pipeline, with a new optimizer, so that its training can go on."""
     pipeline = StableDiffusionPipeline.from_pretrained(folder, torch_dtype=torch.float32)
@@ -333,7 +341,7 @@ def main() -> None:
     elif given.stage == "unpack":
         unpack(given.work, given.out)
     else:
-        load_pipeline(given.work).to(dtype=torch.float16).save_pretrained(given.out)
+        pack(given.work, given.out)
 
 
 if __name__ == "__main__":

@@ -8,6 +8,7 @@ from pathlib import Path
 from typing import Any
 
 from ..core.errors import BadInput
+from ..core.publish import link_or_copy
 from ..pipelines.prompt import PromptTokenizer, write_tokenizer_json
 from ..pipelines.settings import classifier_settings, sd_settings
 from .source import Source, read_json
@@ -49,7 +50,7 @@ def _tokenizer(source: Path, target: Path) -> None:
     target.mkdir()
     for name in _TOKENIZER:
         if (source / name).is_file():
-            shutil.copyfile(source / name, target / name)
+            link_or_copy(source / name, target / name)  # megabytes, and they are only read
     if not (target / "tokenizer.json").is_file():
         write_tokenizer_json(source, target / "tokenizer.json")
     if not (target / "tokenizer_config.json").is_file():

@@ -221,11 +221,11 @@ class TextToImagePipeline:
         # the UNet halves the latents several times, and its graph joins them again at the very same sizes
         unit = self.scale * int(self.settings["latents"].get("multiple", 1))
         for name, side in (("height", height), ("width", width)):
+            if side > MAX_SIDE:
+                raise BadInput(f"The {name} is {side}; at most {MAX_SIDE} is taken.", f"Give {MAX_SIDE} or less.")
             if side < unit or side % unit:
                 near = max(unit, round(side / unit) * unit)
                 raise BadInput(f"The {name} is {side}, not a multiple of {unit}.", f"Give {near}.")
-            if side > MAX_SIDE:
-                raise BadInput(f"The {name} is {side}; at most {MAX_SIDE} is taken.", f"Give {MAX_SIDE} or less.")
         return height, width
 
     def close(self) -> None:

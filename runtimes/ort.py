@@ -162,6 +162,7 @@ class OrtRuntime:
                 f"{device} was asked for, ONNX Runtime placed {component.name} on {ran[0]}.",
                 "Check the driver with `vitrify doctor`, or give --device cpu.",
             )
+        _check_names(component, session)
         precision = str(component.precision.get("activations", "float32"))
         return OrtSession(component, session, Placement(self.name, ran[0], str(device), precision))
 
@@ -225,6 +226,20 @@ class OrtRuntime:
         if found is None:
             return component.graph_path  # another process is writing it
         return found / "model.onnx"
+
+
+def _check_names(component: Component, session: ort.InferenceSession) -> None:
+    """Hold the graph's inputs and outputs against the manifest's, whose specs each run is checked by."""
+    for kind, named, values in (
+        ("inputs", component.inputs, session.get_inputs()),
+        ("outputs", component.outputs, session.get_outputs()),
+    ):
+        has = [v.name for v in values]
+        if set(has) != set(named):
+            raise BadArtifact(
+                f"{component.graph} has the {kind} {', '.join(has)}; the manifest says {', '.join(named)}.",
+                "Copy the whole folder again or export again.",
+            )
 
 
 def _identity(component: Component, weight: WeightFile) -> list[Any]:

@@ -1,4 +1,8 @@
-"""The built-in models, exported once a session into a folder of its own, and the command line as users run it."""
+"""What several rooms' tests share.
+
+The built-in models, exported once a session into a folder of its own; the command line as users run it; and tiny random
+models (`vit`, `unet`) whose weights a test gets in the dtype and shards that it asks for (`checkpoint`).
+"""
 
 from __future__ import annotations
 
@@ -7,13 +11,14 @@ import os
 import shutil
 import subprocess
 import sys
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterator, Mapping
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
 os.environ["HF_HUB_OFFLINE"] = "1"  # before huggingface_hub reads it: no test reaches the hub
 
+import numpy as np
 import pytest
 
 ROOT = Path(__file__).resolve().parents[1]
@@ -130,3 +135,134 @@ def python(environment: dict[str, str]) -> Callable[..., Ran]:
         return Ran(done.returncode, done.stdout, done.stderr)
 
     return run
+
+
+@dataclass(frozen=True)
+class Architecture:
+    """graph: an ONNX file whose initializers have no data yet."""
+
+    name: str
+    spec: Any
+    config: dict[str, Any]
+    graph: Path
+
+
+@dataclass(frozen=True)
+class Model:
+    """One checkpoint of an architecture.
+
+    source: as the library saved it. module: the same weights in float32, what everything is compared with.
+    entries: parameter name -> its bytes in the source. components: by format. copied: files that could not be linked.
+    """
+
+    architecture: Architecture
+    source: Path
+    module: Any
+    entries: dict[str, Any]
+    components: dict[str, Any]
+    copied: list[str]
+
+    def reference(
+        self, tensors: Mapping[str, np.ndarray], changed: Mapping[str, np.ndarray] | None = None
+    ) -> dict[str, np.ndarray]:
+        """The library's own module on these inputs, with some weights changed."""
+        import torch
+
+        from vitrify.runtimes.torch.modules import KINDS
+
+        spec, state = self.architecture.spec, self.module.state_dict()
+        with torch.no_grad():
+            kept = {name: state[name].clone() for name in changed or {}}
+            for name, value in (changed or {}).items():
+                state[name].copy_(torch.from_numpy(value))
+            try:
+                wrapper = KINDS[spec.kind][0](self.module)
+                values = wrapper(*(torch.from_numpy(np.array(t)) for t in tensors.values()))
+            finally:
+                for name, value in kept.items():
+                    state[name].copy_(value)
+        return {n: v.numpy().copy() for n, v in zip(spec.outputs(self.architecture.config), values, strict=True)}
+
+
+VIT = {
+    "model_type": "vit", "hidden_size": 16, "num_hidden_layers": 1, "num_attention_heads": 2, "intermediate_size": 32,
+    "image_size": 8, "patch_size": 4, "num_channels": 3, "id2label": {str(i): f"l{i}" for i in range(5)},
+    "label2id": {f"l{i}": i for i in range(5)},
+}  # fmt: skip
+UNET = {
+    "_class_name": "UNet2DConditionModel", "sample_size": 8, "in_channels": 4, "out_channels": 4,
+    "layers_per_block": 1, "block_out_channels": [8], "down_block_types": ["CrossAttnDownBlock2D"],
+    "up_block_types": ["CrossAttnUpBlock2D"], "cross_attention_dim": 8, "attention_head_dim": 4, "norm_num_groups": 4,
+}  # fmt: skip
+
+
+def _architecture(name: str, spec: Any, config: dict[str, Any], folder: Path) -> Architecture:
+    import onnx_ir as ir
+
+    from vitrify.export.graph import graph_from_module
+
+    ir.save(graph_from_module(spec, config), folder / "model.onnx")
+    return Architecture(name, spec, config, folder / "model.onnx")
+
+
+@pytest.fixture(scope="session")
+def vit(tmp_path_factory: pytest.TempPathFactory) -> Architecture:
+    pytest.importorskip("diffusers", reason="needs vitrify[export]")
+    from vitrify.export.families.classifier import CLASSIFIER
+
+    return _architecture("vit", CLASSIFIER[0], VIT, tmp_path_factory.mktemp("vit"))
+
+
+@pytest.fixture(scope="session")
+def unet(tmp_path_factory: pytest.TempPathFactory) -> Architecture:
+    pytest.importorskip("diffusers", reason="needs vitrify[export]")
+    from vitrify.export.families.sd import SD
+
+    spec = next(s for s in SD if s.name == "unet")
+    return _architecture("unet", spec, UNET, tmp_path_factory.mktemp("unet"))
+
+
+@pytest.fixture(scope="session")
+def checkpoint(tmp_path_factory: pytest.TempPathFactory) -> Callable[..., Model]:
+    """checkpoint(architecture, dtype="float32", shard="10GB") makes a new folder each time, so it may be damaged."""
+
+    def make(architecture: Architecture, dtype: str = "float32", shard: str = "10GB") -> Model:
+        import onnx_ir as ir
+        import torch
+
+        from vitrify.core.safetensors_header import open_checkpoint
+        from vitrify.export.graph import quiet
+        from vitrify.export.link import link_weights
+        from vitrify.export.names import bind_module
+        from vitrify.export.twin import component_of, random_module
+        from vitrify.runtimes.torch.modules import no_bars
+
+        spec, config = architecture.spec, architecture.config
+        folder = tmp_path_factory.mktemp(architecture.name)
+        source, root = folder / "source", folder / "artifact"
+        module = random_module(spec, config).to(getattr(torch, dtype))
+        with quiet(), no_bars():
+            module.save_pretrained(source, max_shard_size=shard)
+        entries = bind_module(module, open_checkpoint(source, (spec.stem,))).linked
+        graph = ir.load(architecture.graph)
+        weights, copied = link_weights(graph, entries, root, spec.name)
+        ir.save(graph, root / spec.name / "model.onnx")
+        components = {
+            "onnx": component_of(spec, config, "onnx", f"{spec.name}/model.onnx", root, tuple(weights)),
+            "torch": component_of(spec, config, "torch", "config.json", source, ()),
+        }
+        return Model(architecture, source, module.float(), dict(entries), components, copied)
+
+    return make
+
+
+@pytest.fixture(scope="session")
+def vit_model(vit: Architecture, checkpoint: Callable[..., Model]) -> Model:
+    """For reading only: it is shared."""
+    return checkpoint(vit)
+
+
+@pytest.fixture(scope="session")
+def unet_model(unet: Architecture, checkpoint: Callable[..., Model]) -> Model:
+    """For reading only: it is shared."""
+    return checkpoint(unet)

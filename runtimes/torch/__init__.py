@@ -57,9 +57,9 @@ class TorchSession:
         try:
             with _threads(self._threads), torch.inference_mode():
                 values = self._module(*given)
+            return {n: v.cpu().numpy().copy() for n, v in zip(self.outputs, values, strict=True)}
         except Exception as exc:  # a module's own code raises whatever its author chose
             raise RuntimeFailure(f"PyTorch failed in {self._name}: {_first_line(exc)}", "Check the sizes.") from exc
-        return {n: v.cpu().numpy().copy() for n, v in zip(self.outputs, values, strict=True)}
 
     def close(self) -> None:
         self._module = None

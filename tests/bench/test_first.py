@@ -34,8 +34,8 @@ def test_disk_counts_an_inode_once_and_nothing_that_was_there(tmp_path: Path) ->
 
 def test_best_label_finds_the_highest_score_in_either_output() -> None:
     answer = [{"label": "sad", "score": 0.2}, {"label": "happy", "score": 0.7}]
-    assert best_label(json.dumps(answer)) == ("happy", 0.7)
-    assert best_label(json.dumps({"results": [{"image": "x", "labels": answer}], "timings": {}})) == ("happy", 0.7)
+    assert best_label(json.dumps(answer)) == "happy"
+    assert best_label(json.dumps({"results": [{"image": "x", "labels": answer}], "timings": {}})) == "happy"
     with pytest.raises(BadInput, match="is not JSON"):
         best_label("happy")
     with pytest.raises(BadInput, match="holds no label"):
@@ -46,8 +46,8 @@ def test_a_label_that_differs_fails(tmp_path: Path) -> None:
     ours, theirs = classify_cases(tmp_path)
     assert ours.after is not None
     assert theirs.after is not None
-    assert ours.after('[{"label": "sad", "score": 0.5}]') == {"score": 0.5}
-    assert theirs.after('[{"label": "sad", "score": 0.4}]') == {"score": 0.4}
+    assert ours.after('[{"label": "sad", "score": 0.5}]') == {}
+    assert theirs.after('[{"label": "sad", "score": 0.4}]') == {}
     with pytest.raises(BadInput, match=r"labels differ: \{'vitrify': 'sad', 'transformers': 'happy'\}"):
         theirs.after('[{"label": "happy", "score": 0.6}]')
 
@@ -97,7 +97,8 @@ def test_both_benches_on_small_models(tmp_path: Path) -> None:
     document = json.loads(done.stdout)
     rows = {case["case"]: case for case in document["cases"]}
     assert list(rows) == [case.name for case in (*export_cases(tmp_path), *classify_cases(tmp_path))]
-    assert rows["vitrify, second model"]["figures"]["disk_mb"]["median"] < 2
+    # graphs and tokenizers, but none of the 20 MB of weights
+    assert rows["vitrify, second model"]["figures"]["disk_mb"]["median"] < 12
     assert rows["vitrify, whole pipeline"]["ratios"].keys() >= {"wall_s", "peak_mb", "disk_mb"}
     assert rows["vitrify classify"]["ratios"]["wall_s"]["median"] < 1
     assert len(records.read(tmp_path / "export.jsonl").samples) == 3

@@ -76,7 +76,7 @@ def test_json_and_table_say_the_same() -> None:
     assert [case["case"] for case in data["cases"]] == ["old", "new", "busy|"]
     assert data["cases"][1]["ratios"]["wall_s"]["median"] == 0.5
     assert to_table(summary).splitlines() == [
-        "| case | wall s | CPU s | peak MB | disk mb | wall ratio | CPU ratio | peak ratio | notes |",
+        "| case | wall s | CPU s | peak MB | disk MB | wall ratio | CPU ratio | peak ratio | notes |",
         "| --- | ---: | ---: | ---: | ---: | ---: | ---: | ---: | --- |",
         "| old | 20.0 (10.0-100) | 10.0 (5.00-50.0) | 100 (100-100) | - | - | - | - | 3 rounds; noisy: wall, CPU |",
         "| new | 12.0 (5.00-40.0) | 6.00 (2.50-20.0) | 100 (100-100) | - | 0.50 (0.40-0.60) | 0.50 (0.40-0.60) "

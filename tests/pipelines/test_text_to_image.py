@@ -62,18 +62,19 @@ def ours(diffusion_artifact: Path) -> Iterator[TextToImagePipeline]:
 
 
 @pytest.fixture(scope="module")
-def theirs(diffusion_source: Path) -> Any:
+def theirs(diffusion_source: Path) -> tuple[Any, dict[str, Any]]:
+    """diffusers' pipeline in float32, and the options of the model's own scheduler."""
     with warnings.catch_warnings():
         warnings.simplefilter("ignore")  # diffusers' own, of its dependencies
         pipeline = diffusers.StableDiffusionPipeline.from_pretrained(diffusion_source, dtype=torch.float32)
     pipeline.set_progress_bar_config(disable=True)
     assert pipeline.unet.dtype == torch.float32
-    return pipeline
+    return pipeline, dict(pipeline.scheduler.config)
 
 
-def drawn_by_diffusers(pipeline: Any, name: str, prompts: list[str], seed: int, **options: Any) -> list[np.ndarray]:
-    scheduler = getattr(diffusers, CLASSES[name])
-    pipeline.scheduler = scheduler.from_config(dict(pipeline.scheduler.config), **ADDED.get(name, {}))
+def drawn_by_diffusers(theirs: Any, name: str, prompts: list[str], seed: int, **options: Any) -> list[np.ndarray]:
+    pipeline, config = theirs
+    pipeline.scheduler = getattr(diffusers, CLASSES[name]).from_config(config, **ADDED.get(name, {}))
     streams = [torch.Generator().manual_seed(seed + i) for i in range(len(prompts))]
     done = pipeline(prompts, generator=streams, **options)
     return [np.asarray(image) for image in done.images]
@@ -90,8 +91,12 @@ def same(images: list[Any], expected: list[np.ndarray]) -> None:
 
 
 @pytest.mark.parametrize("name", scheduler_names())
-def test_every_scheduler_draws_what_diffusers_draws(ours: TextToImagePipeline, theirs: Any, name: str) -> None:
-    result = ours.generate(PROMPT, steps=10, guidance=5.0, seed=11, scheduler=name, width=64, height=64)
+def test_every_scheduler_draws_what_diffusers_draws(
+    ours: TextToImagePipeline, theirs: Any, diffusion_artifact: Path, name: str
+) -> None:
+    scheduler = ours.settings["scheduler"] | ADDED.get(name, {})
+    pipeline = TextToImagePipeline(ours.sessions, {**ours.settings, "scheduler": scheduler}, diffusion_artifact)
+    result = pipeline.generate(PROMPT, steps=10, guidance=5.0, seed=11, scheduler=name, width=64, height=64)
     expected = drawn_by_diffusers(theirs, name, [PROMPT], 11, num_inference_steps=10, guidance_scale=5.0)
     same(result.images, expected)
     assert result.parameters[0]["scheduler"] == name

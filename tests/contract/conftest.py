@@ -1,0 +1,143 @@
+"""The adapters that the contract is held against: a new runtime is one more row."""
+
+from __future__ import annotations
+
+import re
+import shutil
+import sys
+from collections.abc import Callable, Iterator, Mapping
+from dataclasses import dataclass, replace
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import pytest
+
+DOC = Path(__file__).resolve().parents[2] / "docs/adding-a-runtime.md"
+
+
+@dataclass(frozen=True)
+class Row:
+    """A runtime by its name in the registry, and the format of the components that it opens."""
+
+    runtime: str
+    format: str
+    library: str
+
+
+ROWS = (
+    Row("onnx", "onnx", "onnxruntime"),
+    Row("torch", "torch", "torch"),
+    Row("onnx-reference", "onnx", "onnx"),  # the example in docs/adding-a-runtime.md
+)
+
+
+@dataclass(frozen=True)
+class Case:
+    """A runtime and a model that it opens."""
+
+    row: Row
+    model: Any
+
+    @property
+    def runtime(self) -> Any:
+        from vitrify.core.registry import load_runtime
+
+        return load_runtime(self.row.runtime)
+
+    @property
+    def component(self) -> Any:
+        return self.model.components[self.row.format]
+
+    def open(
+        self, component: Any = None, device: str = "cpu", overrides: Mapping[str, Any] | None = None, **options: Any
+    ) -> Any:
+        from vitrify.core.device import Device
+        from vitrify.runtimes.base import Options
+
+        return self.runtime.open(component or self.component, Device.parse(device), Options(**options), overrides)
+
+    def inputs(self, check: int = 0) -> dict[str, np.ndarray]:
+        """Inputs at one of the two sets of sizes that the model's spec names."""
+        from vitrify.proof.parity import sample_inputs
+
+        return sample_inputs(self.component, self.component.details["checks"][check], seed=check)
+
+    def copied(self, target: Path) -> Any:
+        """The component in a folder of its own, with files of its own, to be damaged."""
+        shutil.copytree(self.component.root, target)
+        return replace(self.component, root=target)
+
+
+def assert_same(given: Mapping[str, np.ndarray], expected: Mapping[str, np.ndarray]) -> None:
+    """Equal names, dtypes and shapes, and values within 1e-4 of the expected range."""
+    assert list(given) == list(expected)
+    for name, value in expected.items():
+        assert given[name].dtype == value.dtype
+        assert given[name].shape == value.shape
+        spread = float(value.max() - value.min())
+        assert spread > 0.01, "an output that is constant would prove nothing"
+        np.testing.assert_allclose(given[name], value, rtol=0, atol=1e-4 * spread)
+
+
+@pytest.fixture(scope="session")
+def same() -> Callable[[Mapping[str, np.ndarray], Mapping[str, np.ndarray]], None]:
+    return assert_same
+
+
+def blocks(language: str) -> list[str]:
+    """The code blocks of the page, in order."""
+    return re.findall(rf"^```{language}\n(.*?)^```$", DOC.read_text("utf-8"), flags=re.M | re.S)
+
+
+@pytest.fixture(scope="session")
+def example(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Path]:
+    """The page's adapter as an installed package: its module, and the metadata that its pyproject.toml would make."""
+    folder = tmp_path_factory.mktemp("site")
+    toml = "\n".join(blocks("toml"))
+    project = re.search(r'name = "([^"]+)"', toml)
+    point = re.search(r'^\[project\.entry-points\."(vitrify\.runtimes)"\]\n([\w-]+) = "(\w+):(\w+)"$', toml, flags=re.M)
+    assert project is not None
+    assert point is not None
+    (folder / f"{point[3]}.py").write_text(blocks("python")[0])
+    info = folder / f"{project[1].replace('-', '_')}-1.dist-info"
+    info.mkdir()
+    (info / "METADATA").write_text(f"Metadata-Version: 2.1\nName: {project[1]}\nVersion: 1\n")
+    (info / "entry_points.txt").write_text(f"[{point[1]}]\n{point[2]} = {point[3]}:{point[4]}\n")
+    with pytest.MonkeyPatch.context() as patch:
+        patch.syspath_prepend(folder)
+        yield folder
+    sys.modules.pop(point[3], None)
+
+
+@pytest.fixture(scope="session", params=ROWS, ids=lambda row: row.runtime)
+def row(request: pytest.FixtureRequest) -> Row:
+    found: Row = request.param
+    pytest.importorskip(found.library, reason=f"the {found.runtime} runtime needs it")
+    if found.runtime == "onnx-reference":
+        request.getfixturevalue("example")
+    return found
+
+
+@pytest.fixture(scope="session")
+def case(row: Row, vit_model: Any) -> Case:
+    """A classifier: one input, one output."""
+    return Case(row, vit_model)
+
+
+@pytest.fixture(scope="session")
+def unet_case(row: Row, unet_model: Any) -> Case:
+    """A UNet: three inputs, one of them without dims, and four symbols."""
+    return Case(row, unet_model)
+
+
+@pytest.fixture(scope="session")
+def unet_session(unet_case: Case) -> Any:
+    """An open session that tests share: none may close it."""
+    return unet_case.open()
+
+
+@pytest.fixture(scope="session")
+def make_case(row: Row, vit: Any, checkpoint: Callable[..., Any]) -> Callable[..., Case]:
+    """A classifier with a checkpoint of its own."""
+    return lambda **how: Case(row, checkpoint(vit, **how))
