@@ -102,6 +102,14 @@ def _classifier(folder: Path, given: str, revision: str | None, variant: str | N
 def _component(folder: Path, spec: ComponentSpec, variant: str | None) -> SourceComponent:
     path = folder / spec.folder / "config.json"
     config = read_json(path)
+    try:
+        for described in (spec.inputs, spec.outputs, spec.example, spec.checks, spec.narrow):
+            described(config)
+    except (KeyError, TypeError, ValueError, AttributeError, IndexError, ZeroDivisionError) as exc:
+        raise BadInput(
+            f"{path} lacks an entry or has a wrong one ({type(exc).__name__}: {exc}).",
+            "Check that config.json is the model's own.",
+        ) from exc
     checkpoint = open_checkpoint(folder / spec.folder, (spec.stem,), variant)
     return SourceComponent(spec, config, path, checkpoint, variant)
 

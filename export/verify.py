@@ -24,7 +24,7 @@ from .source import Source
 def verify_artifact(path: Path, against: str | None = None, report: Report = silent) -> Artifact:
     """Check the files' hashes, trace the weights to the source where it is one, and compare numbers and pictures.
 
-    The proofs are written into the artifact's manifest where it has one.
+    Proofs against a source are written into the artifact's manifest where it has one.
 
     Args:
         against: a source or another artifact; None for the source that the manifest names.
@@ -45,7 +45,7 @@ def verify_artifact(path: Path, against: str | None = None, report: Report = sil
         )
     if folder.is_dir() and (is_artifact(folder) or is_foreign(folder)):
         other = open_artifact(folder)
-        proved = prove_numbers(artifact, other, report)
+        return prove_numbers(artifact, other, report)  # not written: the manifest's proof is against the source
     else:
         source = find_source(named, report=report)
         if is_artifact(artifact.root):

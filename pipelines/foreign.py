@@ -25,6 +25,7 @@ def foreign_artifact(root: Path) -> Artifact:
 
     Raises:
         BadArtifact: a config is missing or broken, or a graph does not load.
+        BadInput: a config lacks something or asks for what is not supported.
     """
     if (root / "unet" / _GRAPH).is_file():
         names = [n for n in _SD if (root / n / _GRAPH).is_file()]

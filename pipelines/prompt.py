@@ -24,6 +24,7 @@ if TYPE_CHECKING:
 BREAK = ("BREAK", -1.0)
 """What `parse_weights` puts where the prompt says BREAK: the next text starts a new chunk."""
 
+NO_MEAN = 1e-4  # of the standard deviation: below it a mean is rounding
 ROUND = 1.1
 SQUARE = 1 / 1.1
 
@@ -231,7 +232,9 @@ def apply_weights(hidden: npt.NDArray[np.float32], weights: npt.NDArray[np.float
     for chunk in np.flatnonzero((weights != 1).any(axis=1)):
         weighed = hidden[chunk] * weights[chunk, :, None]
         before, after = hidden[chunk].mean(dtype=np.float64), weighed.mean(dtype=np.float64)
-        out[chunk] = weighed * np.float32(before / after) if after else weighed
+        # a mean that is nothing but rounding (an encoder that ends in a plain layer norm) says nothing about scale
+        telling = min(abs(before), abs(after)) > NO_MEAN * hidden[chunk].std(dtype=np.float64)
+        out[chunk] = weighed * np.float32(before / after) if telling else weighed
     return out
 
 

@@ -2,7 +2,8 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping
+from collections.abc import Iterator, Mapping
+from contextlib import contextmanager
 from typing import Any
 
 from ..core.errors import BadInput
@@ -12,11 +13,24 @@ from .schedulers import scheduler_from_config
 Config = Mapping[str, Any]
 
 
+@contextmanager
+def _complete(of: str) -> Iterator[None]:
+    """Translate what a config that lacks an entry, or has one of another kind, leads to."""
+    try:
+        yield
+    except (KeyError, TypeError, ValueError, AttributeError) as exc:
+        raise BadInput(
+            f"The configs of this {of} lack an entry or have a wrong one ({type(exc).__name__}: {exc}).",
+            "Check that each config.json is the model's own.",
+        ) from exc
+
+
+@_complete("pipeline")
 def sd_settings(unet: Config, vae: Config, scheduler: Config) -> dict[str, Any]:
     """The settings of a Stable Diffusion pipeline.
 
     Raises:
-        BadInput: the scheduler's class or options are not supported.
+        BadInput: the scheduler's class or options are not supported, or a config lacks something.
     """
     scheduler_from_config(scheduler)
     scale = 2 ** (len(vae["block_out_channels"]) - 1)
@@ -40,11 +54,12 @@ def sd_settings(unet: Config, vae: Config, scheduler: Config) -> dict[str, Any]:
     }
 
 
+@_complete("classifier")
 def classifier_settings(config: Config, preprocessor: Config) -> dict[str, Any]:
     """The settings of an image classifier. function: softmax; sigmoid for several labels at once or a single one.
 
     Raises:
-        BadInput: the preprocessing is not supported.
+        BadInput: the preprocessing is not supported, or a config lacks something.
     """
     labels = labels_of(config)
     problem = config.get("problem_type")

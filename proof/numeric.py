@@ -26,7 +26,7 @@ from .parity import Parity, parity, require
 MIN_PSNR = 50.0  # dB, between the reference's pictures and the artifact's
 MAX_SCORE = 1e-3  # largest difference of a label's score
 STEPS = 4
-PROMPTS = ("a red apple", "a smiling face, (very happy:1.2)")
+PROMPTS = ("a red apple", "a smiling face, very happy")
 _LEAN = Options(prepack=False, arena=False)
 
 

@@ -32,6 +32,10 @@ ROWS = (
 )
 
 
+# (model's id, check) -> the model, so that its id stays its own, and its outputs
+_EXPECTED: dict[tuple[int, int], tuple[Any, dict[str, np.ndarray]]] = {}
+
+
 @dataclass(frozen=True)
 class Case:
     """A runtime and a model that it opens."""
@@ -62,6 +66,13 @@ class Case:
         from vitrify.proof.parity import sample_inputs
 
         return sample_inputs(self.component, self.component.details["checks"][check], seed=check)
+
+    def expected(self, check: int = 0) -> dict[str, np.ndarray]:
+        """What the library's own module makes of these inputs."""
+        key = (id(self.model), check)
+        if key not in _EXPECTED:
+            _EXPECTED[key] = self.model, self.model.reference(self.inputs(check))
+        return {name: value.copy() for name, value in _EXPECTED[key][1].items()}
 
     def copied(self, target: Path) -> Any:
         """The component in a folder of its own, with files of its own, to be damaged."""

@@ -14,7 +14,7 @@ from PIL import Image
 
 import vitrify
 from vitrify.core.artifact import MANIFEST, is_artifact
-from vitrify.core.errors import BadArtifact
+from vitrify.core.errors import BadArtifact, BadInput
 from vitrify.pipelines.foreign import is_foreign
 from vitrify.pipelines.load import open_artifact
 
@@ -117,5 +117,5 @@ def test_a_config_that_lacks_what_is_needed_is_refused(diffusion: Path) -> None:
     config = json.loads((diffusion / "unet/config.json").read_text())
     del config["block_out_channels"]
     (diffusion / "unet/config.json").write_text(json.dumps(config))
-    with pytest.raises(BadArtifact):
+    with pytest.raises(BadInput, match="block_out_channels"):
         open_artifact(diffusion)
