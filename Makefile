@@ -17,6 +17,9 @@ $(VENV)/.ready: pyproject.toml
 .typecheck/vitrify:
 	mkdir -p .typecheck && ln -sfn .. .typecheck/vitrify
 
+demo: $(VENV)/.ready
+	$(RUN) vitrify demo -o demo-output
+
 test: $(VENV)/.ready
 	$(RUN) pytest -m "not slow and not optimum"
 

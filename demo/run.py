@@ -29,7 +29,7 @@ NEEDED = ("torch", "diffusers", "transformers", "onnx", "onnxscript", "onnx_ir",
 
 STEPS, GUIDANCE, SCHEDULER = 20, 3.0, "dpmpp_2m"
 SIZES = (64, 96)
-# simple shapes: the model saw seven pictures of 64 pixels for each of 96, and small parts of a large one come out torn
+# simple shapes: trained on few pictures of 96 pixels, the model tears the small parts of larger ones
 GRID = ("a red apple", "a rainbow", "a red heart", "a rocket", "a sunflower", "the sun with a face")
 PAIRS = ("a fox face", "a penguin", "a castle", "a crown", "a ladybug", "a butterfly")
 PAIRS_SEED = 10

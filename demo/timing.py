@@ -1,6 +1,7 @@
 """PyTorch and ONNX Runtime in turns: the same pipeline code over the sessions of one and of the other.
 
-Warm, in one process, medians of a few rounds: enough for a demo. `vitrify bench` measures a process a case.
+Warm, in one process, medians of a few rounds: enough for a demo. The bench room measures
+a process a case.
 """
 
 from __future__ import annotations
@@ -99,7 +100,7 @@ def _in_turns(
 
 
 def _figures(seconds: dict[str, list[float]], pictures: int) -> dict[str, Any]:
-    """Medians and ranges in seconds a picture. ratio: torch's median over the runtime's; above 1 the runtime is faster."""
+    """Medians and ranges in seconds a picture. ratio: torch's median over the runtime's, above 1 where that is faster."""
     table: dict[str, Any] = {}
     for name, values in seconds.items():
         each = [v / pictures for v in values]

@@ -65,7 +65,7 @@ def test_a_folder_that_optimum_wrote_opens(artifact: Path, ours: Any, tmp_path: 
 
     source = tmp_path / "source"
     _with_vocabulary(MODEL, source, artifact)
-    ORTStableDiffusionPipeline.from_pretrained(source, export=True).save_pretrained(tmp_path / "theirs")
+    ORTStableDiffusionPipeline.from_pretrained(str(source), export=True).save_pretrained(tmp_path / "theirs")
     pipeline = vitrify.load(tmp_path / "theirs", "cpu")
     options = {"steps": 6, "guidance": 3.0, "seed": 5, "width": 64, "height": 64}
     assert psnr(pipeline.generate(PROMPT, **options).images[0], ours.generate(PROMPT, **options).images[0]) >= 50
