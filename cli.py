@@ -176,10 +176,12 @@ def generate(
     """Draw pictures from a prompt."""
     from .core.progress import Event
     from .export.resolve import artifact_for
-    from .pipelines.images import save_png
+    from .pipelines.images import check_png_path, save_png
     from .pipelines.load import load
     from .runtimes.base import Options
 
+    if output is not None:
+        check_png_path(output)
     with screen.progress() as report:
         artifact = artifact_for(model, revision=revision, variant=variant, token=token, report=report)
         _need(artifact, "text2img", "generate")

@@ -33,8 +33,8 @@ def build_page(results: Results) -> str:
             for value, what in (
                 (_span(results["seconds"]), "for everything: export, proofs, pictures, labels, timings"),
                 (
-                    _db(drawn["min_psnr_db"]),
-                    f"PSNR at least, against PyTorch's own pictures of {_plural(drawn['rounds'], 'prompt')}",
+                    _alike(drawn["min_psnr_db"]),
+                    f"{_plural(drawn['rounds'], 'picture')} drawn by PyTorch and by the runtime, compared",
                 ),
                 (_seconds(swap["seconds"]), "to export another fine-tune, " + _without_torch(swap)),
                 (f"{_right(faces)} of {len(faces)}", "faces that it drew were read as they were meant"),
@@ -136,15 +136,15 @@ def _sizes(results: Results) -> str:
             for r in rows
         )
         pictures = "".join(
-            _figure(p, "alone, " if r["batch"] == 1 and len(rows) > 1 else "") for r in rows for p in r["pictures"]
+            _figure(p, ", alone" if r["batch"] == 1 and len(rows) > 1 else "") for r in rows for p in r["pictures"]
         )
         blocks.append(f'<h3>{size} × {size} pixels: {times}</h3><div class=grid style="--side:{size}">{pictures}</div>')
     alone = [r["differs_from_batch"] for r in results["grid"] if "differs_from_batch" in r]
     same = "is the same, bit for bit" if not any(alone) else f"differs by at most {max(alone)} of 255"
     return (
         "<section><h2>One graph, two sizes, two batches</h2>"
-        f"<p>No size is compiled in. The first picture of each batch, drawn again alone, {same}. The model saw far fewer "
-        "pictures of 96 pixels than of 64 when it was trained, and it shows in the finer parts.</p>"
+        f"<p>No size is compiled in. The first picture of each batch, drawn again alone, {same}. The model saw far "
+        "fewer pictures of 96 pixels than of 64 when it was trained, and it shows in the finer parts.</p>"
         f"{''.join(blocks)}</section>"
     )
 
@@ -172,7 +172,8 @@ def _swap(results: Results) -> str:
 def _faces(results: Results) -> str:
     items = []
     for face in results["faces"]:
-        verdict = f'<span class="verdict {"right" if face["right"] else "wrong"}">{_verdict(face)}</span>'
+        said = f"read as {face['labels'][0]['label']} ✓" if face["right"] else _verdict(face)
+        verdict = f'<span class="verdict {"right" if face["right"] else "wrong"}">{escape(said)}</span>'
         scores = "".join(
             f'<span>{escape(s["label"])}</span><i style="--share:{s["score"]:.1%}"></i><span>{s["score"]:.2f}</span>'
             for s in face["labels"]
@@ -219,7 +220,7 @@ def _commands(results: Results) -> str:
         f"<dt>{escape(c['what'])}</dt><dd><pre><code>{escape(c['command'])}</code></pre></dd>"
         for c in results["commands"]
     )
-    return f"<section><h2>Do it again</h2><p>From the folder where the demo was started.</p><dl>{items}</dl></section>"
+    return f"<section><h2>Do it again</h2><p>From the folder where the demo was started; after <code>make demo</code> first <code>. .venv/bin/activate</code>.</p><dl>{items}</dl></section>"
 
 
 def _picture(row: Mapping[str, Any], how: str = "") -> str:
@@ -228,8 +229,7 @@ def _picture(row: Mapping[str, Any], how: str = "") -> str:
 
 
 def _figure(row: Mapping[str, Any], how: str = "") -> str:
-    caption = f"{row['prompt']}, {how}seed {row['seed']}"
-    return f"<figure>{_picture(row)}<figcaption>{escape(caption)}</figcaption></figure>"
+    return f"<figure>{_picture(row)}<figcaption>{escape(row['prompt'] + how)}</figcaption></figure>"
 
 
 def _cell(text: str, rows: int) -> str:
@@ -277,10 +277,10 @@ def _near_labels(row: Mapping[str, Any]) -> str:
 def _how_timed(results: Results) -> str:
     draw, read, settings = results["timing"]["draw"], results["timing"]["read"], results["settings"]
     return (
-        f"Seconds a picture: median (range) of {draw['rounds']} rounds for drawing and {read['rounds']} for reading, in "
-        f"turns, warm, in one process, {_plural(draw['threads'], 'thread')} for each; a drawn picture takes "
-        f"{settings['steps']} steps at 64x64 with guidance. PyTorch runs eagerly, without torch.compile. It is a demo's "
-        "timing, with whatever else the machine was doing; a benchmark runs each case in a process of its own."
+        f"Seconds a picture: median (range) of {draw['rounds']} rounds for drawing and {read['rounds']} for reading, "
+        f"in turns, warm, in one process, {_plural(draw['threads'], 'thread')} for each; a drawn picture takes "
+        f"{settings['steps']} steps at 64x64 with guidance. PyTorch runs eagerly, without torch.compile. It is a "
+        "demo's timing, with whatever else the machine was doing; a benchmark runs each case in a process of its own."
     )
 
 

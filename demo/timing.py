@@ -100,7 +100,7 @@ def _in_turns(
 
 
 def _figures(seconds: dict[str, list[float]], pictures: int) -> dict[str, Any]:
-    """Medians and ranges in seconds a picture. ratio: torch's median over the runtime's, above 1 where that is faster."""
+    """Medians and ranges in seconds a picture. ratio: torch's median over the runtime's."""
     table: dict[str, Any] = {}
     for name, values in seconds.items():
         each = [v / pictures for v in values]

@@ -301,7 +301,7 @@ def load_pipeline(work: Path) -> StableDiffusionPipeline:
 
 
 def pack(work: Path, folder: Path) -> None:
-    """Write the fp16 pipeline. The text encoder gets the names that files on the hub have, which every version reads."""
+    """Write the fp16 pipeline; the text encoder gets the names of files on the hub, which every version reads."""
     load_pipeline(work).to(dtype=torch.float16).save_pretrained(folder)
     file = folder / "text_encoder/model.safetensors"
     tensors = load_file(file)

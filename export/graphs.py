@@ -7,6 +7,8 @@ import json
 import shutil
 import tempfile
 from collections import Counter
+from collections.abc import Iterator
+from contextlib import contextmanager
 from dataclasses import dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
@@ -77,6 +79,17 @@ def version(library: str) -> str:
         ) from exc
 
 
+@contextmanager
+def export_libraries() -> Iterator[None]:
+    """Translate the import of an export library that is not there, wherever in an export it happens."""
+    try:
+        yield
+    except ModuleNotFoundError as exc:
+        raise MissingDependency(
+            f"Export needs {exc.name}, which is not installed.", 'pip install "vitrify[export]"'
+        ) from exc
+
+
 def graph_for(spec: ComponentSpec, config: Config, cache: Cache, report: Report) -> Graph:
     """The graph of this architecture, from the cache or made and proved now.
 
@@ -86,9 +99,9 @@ def graph_for(spec: ComponentSpec, config: Config, cache: Cache, report: Report)
         BadInput: the config cannot be built or traced.
         ProofFailed: the graph of the narrow twin does not compute what its module does.
     """
-    import onnx_ir as ir
-
     parts = graph_parts(spec, config)
+    import onnx_ir as ir  # after the line above, which says what is not installed
+
     key = key_of(parts)
     found = cache.get(KIND, key)
     if found is not None:

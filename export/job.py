@@ -22,7 +22,7 @@ from ..core.safetensors_header import TensorEntry
 from ..proof.numeric import prove_numbers
 from ..proof.weights import FileHashes, prove_weights
 from .bound import entries_for
-from .graphs import graph_for
+from .graphs import export_libraries, graph_for
 from .hub import fetch, is_hub_id
 from .layout import write_layout
 from .reference import reference_artifact
@@ -77,6 +77,7 @@ class ExportJob:
     report: Report = silent
     cache: Cache | None = None
 
+    @export_libraries()
     def run(self) -> Exported:
         """Export every component, prove, and publish.
 

@@ -15,12 +15,13 @@ from ..pipelines.load import open_artifact
 from ..proof.numeric import prove_numbers
 from ..proof.weights import FileHashes, prove_weights
 from .bound import entries_for
-from .graphs import graph_parts
+from .graphs import export_libraries, graph_parts
 from .job import find_source
 from .reference import reference_artifact
 from .source import Source
 
 
+@export_libraries()
 def verify_artifact(path: Path, against: str | None = None, report: Report = silent) -> Artifact:
     """Check the files' hashes, trace the weights to the source where it is one, and compare numbers and pictures.
 

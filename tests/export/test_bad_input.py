@@ -275,7 +275,7 @@ def an_unknown_command(at: Place) -> Arguments:
     return ["paint", at.drawing]
 
 
-@case(2, "usage", "'many'", "--help")
+@case(2, "usage", "--steps", "--help")
 def a_number_that_is_none(at: Place) -> Arguments:
     return ["generate", at.drawing, "a red apple", "--steps", "many"]
 
@@ -340,7 +340,7 @@ def an_artifact_whose_weights_are_cut(at: Place) -> Arguments:
     return ["classify", folder, at.picture]
 
 
-@case(6, "bad_artifact", "does not load")
+@case(6, "bad_artifact", "not load")
 def an_artifact_whose_graph_is_damaged(at: Place) -> Arguments:
     folder = at.copy(at.labelling)
     (folder / "model.onnx").write_bytes(b"\x00" * 5000)
@@ -393,23 +393,30 @@ def listing(folder: Path) -> dict[str, int]:
     return {p.relative_to(folder).as_posix(): p.lstat().st_size if p.is_file() else -1 for p in folder.rglob("*")}
 
 
-BLOCK = """
-import sys
-class Block:
-    def find_spec(self, name, path=None, target=None):
-        if name.split(".")[0] in {names!r}:
-            raise ModuleNotFoundError(f"No module named {{name!r}}", name=name)
-sys.meta_path.insert(0, Block())
+@pytest.mark.parametrize("name", ["picture.jpg", "picture", "nothing/picture.png"])
+def test_where_the_picture_shall_go_is_checked_before_it_is_drawn(
+    vitrify: Callable[..., Any], place: Place, name: str
+) -> None:
+    done = vitrify("generate", place.drawing, "a red apple", "--steps", 1, "-o", place.tmp / name, "--json")
+    assert done.code == 2
+    assert "device:" not in done.err, "the pipeline was opened for nothing"
+
+
+HIDE = """
+from importlib.machinery import PathFinder
+found = PathFinder.find_spec
+PathFinder.find_spec = lambda name, *rest: None if name.split(".")[0] == {library!r} else found(name, *rest)
 """
 
 
 @pytest.mark.parametrize(
     ("library", "command", "fix"),
     [
-        ("onnxruntime", "classify", 'pip install "vitrify[onnx]"'),
-        ("skimage", "faces", 'pip install "vitrify[faces]"'),
-        ("torch", "export", 'pip install "vitrify[export]"'),
-        ("onnx_ir", "export", 'pip install "vitrify[export]"'),
+        ("onnxruntime", "classify", "onnx"),
+        ("skimage", "faces", "faces"),
+        ("torch", "export", "torch"),
+        ("onnx_ir", "export", "export"),
+        ("onnx", "verify", "export"),
     ],
 )
 def test_a_missing_library_is_named_with_its_extra(
@@ -417,16 +424,17 @@ def test_a_missing_library_is_named_with_its_extra(
 ) -> None:
     site = place.tmp / "site"
     site.mkdir()
-    (site / "sitecustomize.py").write_text(BLOCK.format(names=(library,)))
+    (site / "sitecustomize.py").write_text(HIDE.format(library=library))
     arguments: dict[str, Arguments] = {
         "classify": ["classify", place.labelling, place.picture],
         "faces": ["classify", place.labelling, place.picture, "--faces"],
         "export": ["export", place.emotions, "-o", place.out],
+        "verify": ["verify", place.copy(place.labelling)],
     }
     path = os.pathsep.join([str(site), environment["PYTHONPATH"]])
     done = vitrify(*arguments[command], "--json", PYTHONPATH=path, PYTHONDONTWRITEBYTECODE="1")
     assert "Traceback" not in done.err, done.err
     assert (done.code, done.error["code"]) == (4, "missing_dependency"), done.err
-    assert library in done.error["what"]
-    assert done.error["fix"] == fix
+    assert {"skimage": "scikit-image"}.get(library, library) in done.error["what"]
+    assert done.error["fix"] == f'pip install "vitrify[{fix}]"'
     assert list((place.tmp / "out").iterdir()) == []

@@ -60,8 +60,9 @@ def test_optimum_draws_the_same_picture(artifact: Path, ours: Any) -> None:
 
 
 def test_a_folder_that_optimum_wrote_opens(artifact: Path, ours: Any, tmp_path: Path) -> None:
-    import vitrify
     from optimum.onnxruntime import ORTStableDiffusionPipeline
+
+    import vitrify
 
     source = tmp_path / "source"
     _with_vocabulary(MODEL, source, artifact)
