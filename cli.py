@@ -88,7 +88,7 @@ def export(
         return
     for note in done.notes:
         print(note)
-    _print_proofs(done.artifact)
+    screen.print_proofs(done.artifact)
     print(f"{target} is ready: vitrify {_use(done.artifact)}".replace("ARTIFACT", str(target)))
 
 
@@ -104,9 +104,9 @@ def verify(
     with screen.progress() as report:
         proved = verify_artifact(artifact, against, report)
     if json:
-        screen.print_json({"artifact": str(artifact), "proof": proved.proof, "components": _proofs(proved)})
+        screen.print_json({"artifact": str(artifact), "proof": proved.proof, "components": screen.proofs_of(proved)})
     else:
-        _print_proofs(proved)
+        screen.print_proofs(proved)
 
 
 @app.command()
@@ -137,14 +137,14 @@ def inspect(
             c.name,
             c.format,
             str(c.precision.get("weights")),
-            _mb(sum(w.bytes for w in c.weights)),
-            _shape(c.inputs),
-            _shape(c.outputs),
+            screen.megabytes(sum(w.bytes for w in c.weights)),
+            screen.shapes(c.inputs),
+            screen.shapes(c.outputs),
         ]
         for c in found.components.values()
     ]
     screen.table(rows, ["component", "format", "weights", "MB", "inputs", "outputs"])
-    _print_proofs(found)
+    screen.print_proofs(found)
     print("checksums: " + ("every file is the one that was built" if checksums else "not run (--checksums)"))
 
 
@@ -274,10 +274,10 @@ def classify(
         return
     for path, answer in zip(paths, answers, strict=True):
         if not faces:
-            print(f"{path}  {_scores(answer)}")
+            print(f"{path}  {screen.scores(answer)}")
         for face in answer if faces else []:
             box = face["box"]
-            print(f"{path}  {box['left']},{box['top']} {box['width']}x{box['height']}  {_scores(face['labels'])}")
+            print(f"{path}  {box['left']},{box['top']} {box['width']}x{box['height']}  {screen.scores(face['labels'])}")
         if faces and not answer:
             print(f"{path}  no face found")
 
@@ -314,8 +314,9 @@ def cache_ls(json: Json = False) -> None:
         entries = [{"kind": e.kind, "key": e.key, "bytes": e.bytes, "used": e.used} for e in found]
         screen.print_json({"folder": str(cache.root), "limit": cache.limit, "bytes": total, "entries": entries})
         return
-    screen.table([[e.kind, e.key, _mb(e.bytes)] for e in found], ["kind", "key", "MB"])
-    print(f"{cache.root}: {_mb(total)} MB of at most {_mb(cache.limit)} MB ($VITRIFY_CACHE, $VITRIFY_CACHE_MAX)")
+    screen.table([[e.kind, e.key, screen.megabytes(e.bytes)] for e in found], ["kind", "key", "MB"])
+    used, most = screen.megabytes(total), screen.megabytes(cache.limit)
+    print(f"{cache.root}: {used} MB of at most {most} MB ($VITRIFY_CACHE, $VITRIFY_CACHE_MAX)")
 
 
 @cache_app.command("prune")
@@ -331,7 +332,7 @@ def cache_prune(
     if json:
         screen.print_json({"removed": [f"{e.kind}/{e.key}" for e in removed], "bytes": total})
     else:
-        print(f"removed {len(removed)} entries, {_mb(total)} MB")
+        print(f"removed {len(removed)} entries, {screen.megabytes(total)} MB")
 
 
 @app.callback(invoke_without_command=True)
@@ -380,46 +381,6 @@ def _use(artifact: Any) -> str:
     if "classify" in artifact.pipeline.get("tasks", []):
         return "classify ARTIFACT picture.png"
     return 'generate ARTIFACT "a prompt" -o out.png'
-
-
-def _proofs(artifact: Any) -> dict[str, Any]:
-    return {n: c.proof for n, c in artifact.components.items()}
-
-
-def _print_proofs(artifact: Any) -> None:
-    def figure(proof: Any) -> str:
-        if not isinstance(proof, dict):
-            return str(proof)
-        if "tensors" in proof:
-            return f"{proof['tensors']} tensors traced"
-        return f"max error {proof['max_abs']:.1e} ({proof['relative']:.1e} of the range)"
-
-    rows = [
-        [n, *(figure(c.proof.get(k, "not run")) for k in ("graph", "weights", "numeric"))]
-        for n, c in artifact.components.items()
-    ]
-    screen.table(rows, ["component", "graph proof", "weights proof", "numeric proof"])
-    images, labels = artifact.proof.get("images"), artifact.proof.get("labels")
-    if isinstance(images, dict):
-        worst = images["min_psnr_db"]
-        print(
-            f"pictures: {images['pictures']} drawn, "
-            + ("identical" if worst is None else f"PSNR at least {worst:.1f} dB")
-        )
-    if isinstance(labels, dict):
-        print(f"labels: {labels['pictures']} pictures, scores within {labels['max_score_difference']:.1e}")
-
-
-def _scores(labels: list[dict[str, Any]]) -> str:
-    return "  ".join(f"{x['label']} {x['score']:.3f}" for x in labels) or "no label reaches the threshold"
-
-
-def _shape(specs: Any) -> str:
-    return " ".join(f"{n}[{','.join(map(str, s.shape))}]" for n, s in specs.items())
-
-
-def _mb(count: int) -> str:
-    return f"{count / 1e6:.1f}"
 
 
 def _version() -> str:

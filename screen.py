@@ -88,3 +88,49 @@ def table(rows: list[list[str]], head: list[str]) -> None:
         drawn.add_row(*(cell.replace("[", "\\[") for cell in row))
     # a pipe has no width; a wrapped table cannot be read by grep
     Console(width=None if sys.stdout.isatty() else 160).print(drawn)
+
+
+def proofs_of(artifact: Any) -> dict[str, Any]:
+    """Component -> its three proofs."""
+    return {n: c.proof for n, c in artifact.components.items()}
+
+
+def print_proofs(artifact: Any) -> None:
+    """What was proved, on stdout."""
+
+    def figure(proof: Any) -> str:
+        if not isinstance(proof, dict):
+            return str(proof)
+        if "tensors" in proof:
+            return f"{proof['tensors']} tensors traced"
+        return f"max error {proof['max_abs']:.1e} ({proof['relative']:.1e} of the range)"
+
+    rows = [
+        [n, *(figure(c.proof.get(k, "not run")) for k in ("graph", "weights", "numeric"))]
+        for n, c in artifact.components.items()
+    ]
+    table(rows, ["component", "graph proof", "weights proof", "numeric proof"])
+    images, labels = artifact.proof.get("images"), artifact.proof.get("labels")
+    if isinstance(images, dict):
+        worst = images["min_psnr_db"]
+        print(
+            f"pictures: {images['pictures']} drawn, "
+            + ("identical" if worst is None else f"PSNR at least {worst:.1f} dB")
+        )
+    if isinstance(labels, dict):
+        print(f"labels: {labels['pictures']} pictures, scores within {labels['max_score_difference']:.1e}")
+
+
+def scores(labels: list[dict[str, Any]]) -> str:
+    """Labels and their scores on one line."""
+    return "  ".join(f"{x['label']} {x['score']:.3f}" for x in labels) or "no label reaches the threshold"
+
+
+def shapes(specs: Any) -> str:
+    """Names and shapes on one line."""
+    return " ".join(f"{n}[{','.join(map(str, s.shape))}]" for n, s in specs.items())
+
+
+def megabytes(count: int) -> str:
+    """Bytes as MB with one decimal."""
+    return f"{count / 1e6:.1f}"

@@ -21,7 +21,7 @@ from typing import Any
 import platformdirs
 
 from .errors import Busy, DiskError, UsageError
-from .publish import published
+from .publish import locked, published
 
 DEFAULT_LIMIT = 4_000_000_000
 _MARK = ".used"  # its modification time is the entry's last use
@@ -125,8 +125,8 @@ class Cache:
 
 
 def _remove(path: Path) -> None:
-    """Take an entry away whole: a reader finds it or not, never half of it."""
-    with suppress(OSError):  # another process was faster
+    """Take an entry away whole: a reader finds it or not, never half of it. One that is being written stays."""
+    with suppress(OSError, Busy), locked(path):
         path = path.rename(path.with_name(f".{path.name}.part-{os.urandom(4).hex()}"))
         shutil.rmtree(path, ignore_errors=True)
 

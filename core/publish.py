@@ -52,15 +52,7 @@ def published(target: Path, *, replace: bool = False, marker: str = "artifact.js
     target = target.resolve()  # where it is a link, the folder that it names is written, not the link
     with disk_errors(target):
         target.parent.mkdir(parents=True, exist_ok=True)
-        lock = FileLock(target.parent / f".{target.name}.lock")
-        try:
-            lock.acquire(timeout=0)
-        except Timeout as exc:
-            raise Busy(
-                f"{target} is being written by another process (lock {lock.lock_file}).",
-                "Wait for it to end, or choose another folder with -o.",
-            ) from exc
-        try:
+        with locked(target):
             _clean_up(target)
             _refuse_existing(target, replace, marker)
             scratch = Path(tempfile.mkdtemp(prefix=f".{target.name}.part-", dir=target.parent))
@@ -72,11 +64,30 @@ def published(target: Path, *, replace: bool = False, marker: str = "artifact.js
                 scratch.rename(target)
             finally:
                 _clean_up(target)
-        finally:
-            # while it is still held: removed later, it might be the file that another process has just locked
-            with suppress(OSError):
-                os.unlink(lock.lock_file)
-            lock.release()
+
+
+@contextmanager
+def locked(target: Path) -> Iterator[None]:
+    """Hold the lock on what is written to or removed from `target`.
+
+    Raises:
+        Busy: another process or thread holds it.
+    """
+    lock = FileLock(target.parent / f".{target.name}.lock")
+    try:
+        lock.acquire(timeout=0)
+    except Timeout as exc:
+        raise Busy(
+            f"{target} is being written by another process (lock {lock.lock_file}).",
+            "Wait for it to end, or choose another folder with -o.",
+        ) from exc
+    try:
+        yield
+    finally:
+        # while it is still held: removed later, it might be the file that another process has just locked
+        with suppress(OSError):
+            os.unlink(lock.lock_file)
+        lock.release()
 
 
 def _clean_up(target: Path) -> None:
