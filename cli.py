@@ -349,6 +349,8 @@ def main() -> None:
     as_json = "--json" in sys.argv[1:]
     try:
         code = app(standalone_mode=False)
+        if code == Cancelled.exit_code:  # typer's whole answer to Ctrl-C
+            raise KeyboardInterrupt
         sys.exit(code if isinstance(code, int) else 0)
     except VitrifyError as exc:
         screen.print_error(exc, as_json)

@@ -65,13 +65,13 @@ def build_table(results: Results) -> str:
     ]
     parts.append("## Faces drawn and read\n\n" + _markdown(["caption", "label", "score", "verdict"], rows))
     rows = [
-        [what, _range(row["torch"]), _range(row["runtime"]), f"{row['ratio']:.2f}", near]
+        [what, _range(row["torch"]), _range(row["runtime"]), _ratio(row), near]
         for what, row, near in (
             ("draw", timing["draw"], _near_pictures(timing["draw"])),
             ("read", timing["read"], f"scores within {timing['read']['max_score_difference']:.1e}"),
         )
     ]
-    head = ["work", "PyTorch, a picture", "ONNX Runtime, a picture", "ratio", "difference"]
+    head = ["work", "PyTorch, a picture", "ONNX Runtime, a picture", "speed", "difference"]
     parts.append("## PyTorch and ONNX Runtime\n\n" + _markdown(head, rows) + f"\n\n{_how_timed(results)}")
     return "\n\n".join(parts) + "\n"
 
@@ -93,7 +93,7 @@ def summary_lines(results: Results) -> list[str]:
         + (f" (read wrong: {', '.join(wrong)})" if wrong else ""),
         *(
             f"{what} a picture: PyTorch {_seconds(row['torch']['median'])}, ONNX Runtime "
-            f"{_seconds(row['runtime']['median'])} (ratio {row['ratio']:.2f}, {_plural(row['threads'], 'thread')})"
+            f"{_seconds(row['runtime']['median'])} ({_ratio(row)}; {_plural(row['threads'], 'thread')})"
             for what, row in (("draw", draw), ("read", read))
         ),
         f"{_span(results['seconds'])} in all",
@@ -206,7 +206,7 @@ def _race(results: Results) -> str:
             for name, key, kind in (("PyTorch", "torch", "theirs"), ("ONNX Runtime", "runtime", "ours"))
         )
         blocks.append(
-            f"<h3>{title}: {_ratio(row['ratio'])}</h3><div class=race>{bars}</div><p><small>{escape(near)}</small></p>"
+            f"<h3>{title}: {_ratio(row)}</h3><div class=race>{bars}</div><p><small>{escape(near)}</small></p>"
         )
     return (
         "<section><h2>Beside PyTorch</h2>"
@@ -220,7 +220,8 @@ def _commands(results: Results) -> str:
         f"<dt>{escape(c['what'])}</dt><dd><pre><code>{escape(c['command'])}</code></pre></dd>"
         for c in results["commands"]
     )
-    return f"<section><h2>Do it again</h2><p>From the folder where the demo was started; after <code>make demo</code> first <code>. .venv/bin/activate</code>.</p><dl>{items}</dl></section>"
+    where = "From the folder where the demo was started; after <code>make demo</code>, first"
+    return f"<section><h2>Do it again</h2><p>{where} <code>. .venv/bin/activate</code>.</p><dl>{items}</dl></section>"
 
 
 def _picture(row: Mapping[str, Any], how: str = "") -> str:
@@ -292,8 +293,11 @@ def _machine(results: Results) -> str:
     )
 
 
-def _ratio(ratio: float) -> str:
+def _ratio(row: Mapping[str, Any]) -> str:
     """How the runtime's time stands to PyTorch's."""
+    if row["busy"]:
+        return f"no fair figure, other programs used {row['others']:.1f} cores"
+    ratio = row["ratio"]
     if 0.97 < ratio < 1.03:
         return "no difference to speak of"
     return f"ONNX Runtime is {ratio:.2f}× as fast" if ratio > 1 else f"ONNX Runtime is slower, {ratio:.2f}× as fast"

@@ -7,9 +7,11 @@ a process a case.
 from __future__ import annotations
 
 import math
+import os
 import statistics
 import time
 from collections.abc import Callable, Sequence
+from pathlib import Path
 from typing import Any
 
 import numpy as np
@@ -43,11 +45,12 @@ def time_drawing(
         picture: Image.Image = pipeline.generate(prompts[number % len(prompts)], seed=number, **options).images[0]
         return picture
 
+    before = _clocks()
     seconds, results = _in_turns(reference, artifact, draw, DRAWN, threads, report, "draw with PyTorch and the runtime")
     values = [_psnr(a, b) for a, b in zip(results["torch"], results["runtime"], strict=True)]
     worst = min(values)
     # equal pictures have no finite PSNR, and JSON no infinity
-    return {**_figures(seconds, 1), "min_psnr_db": worst if math.isfinite(worst) else None, "threads": threads}
+    return {**_figures(seconds, 1), "min_psnr_db": worst if math.isfinite(worst) else None, **_others(before, threads)}
 
 
 def time_reading(
@@ -59,13 +62,14 @@ def time_reading(
         answers = pipeline.classify(pictures, top_k=None, batch=len(pictures))
         return [{one["label"]: one["score"] for one in answer} for answer in answers]
 
+    before = _clocks()
     seconds, results = _in_turns(reference, artifact, read, READ, threads, report, "read with PyTorch and the runtime")
     off = max(abs(a[k] - b[k]) for a, b in zip(results["torch"][0], results["runtime"][0], strict=True) for k in a)
     return {
         **_figures(seconds, len(pictures)),
         "batch": len(pictures),
         "max_score_difference": off,
-        "threads": threads,
+        **_others(before, threads),
     }
 
 
@@ -106,6 +110,30 @@ def _figures(seconds: dict[str, list[float]], pictures: int) -> dict[str, Any]:
         each = [v / pictures for v in values]
         table[name] = {"median": statistics.median(each), "min": min(each), "max": max(each)}
     return table | {"rounds": len(seconds["torch"]), "ratio": table["torch"]["median"] / table["runtime"]["median"]}
+
+
+def _clocks() -> tuple[float, float, float] | None:
+    """Seconds so far: of the wall, of all processors' work, of this process's; None where Linux does not tell them."""
+    try:
+        first = Path("/proc/stat").read_text().splitlines()[0].split()
+    except OSError:
+        return None
+    user, nice, system, _, _, irq, softirq = map(int, first[1:8])
+    busy = (user + nice + system + irq + softirq) / os.sysconf("SC_CLK_TCK")
+    return time.perf_counter(), busy, time.process_time()
+
+
+def _others(before: tuple[float, float, float] | None, threads: int) -> dict[str, Any]:
+    """Cores that other programs used since `before`, and whether they left fewer than `threads` of them.
+
+    Where they did, the figures say more about them: threads that wait for each other lose more than their share.
+    """
+    after = _clocks()
+    if before is None or after is None:
+        return {"threads": threads, "others": None, "busy": False}
+    wall, busy, own = (b - a for a, b in zip(before, after, strict=True))
+    others = max(0.0, (busy - own) / wall)
+    return {"threads": threads, "others": others, "busy": others > (os.cpu_count() or 1) - threads + 0.2}
 
 
 def _psnr(a: Image.Image, b: Image.Image) -> float:

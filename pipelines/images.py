@@ -175,7 +175,7 @@ def save_png(image: Image.Image, path: Path, parameters: Mapping[str, Any]) -> N
         UsageError: `path` does not end in .png.
         DiskError: the disk is full, or the folder is missing or may not be written to.
     """
-    check_png_path(path)
+    _check_suffix(path)
     info = PngImagePlugin.PngInfo()
     info.add_text("parameters", _a1111_text(parameters, image.size).encode(errors="replace").decode())
     info.add_text("vitrify", json.dumps(dict(parameters), default=_plain))
@@ -194,6 +194,11 @@ def save_png(image: Image.Image, path: Path, parameters: Mapping[str, Any]) -> N
         ) from exc
 
 
+def _check_suffix(path: Path) -> None:
+    if path.suffix.lower() != ".png":
+        raise UsageError(f"{path} does not end in .png, the one format written.", f"Use {path.with_suffix('.png')}.")
+
+
 def check_png_path(path: Path) -> None:
     """Refuse a path that `save_png` cannot write, before a picture is drawn for it.
 
@@ -201,8 +206,7 @@ def check_png_path(path: Path) -> None:
         UsageError: it does not end in .png.
         DiskError: its folder is missing.
     """
-    if path.suffix.lower() != ".png":
-        raise UsageError(f"{path} does not end in .png, the one format written.", f"Use {path.with_suffix('.png')}.")
+    _check_suffix(path)
     if not path.absolute().parent.is_dir():
         raise DiskError(f"{path} could not be written: there is no such folder.", "Make the folder, or name another.")
 

@@ -40,6 +40,8 @@ def results(tmp_path):
         "rounds": 5,
         "ratio": 2.0,
         "threads": 2,
+        "others": 0.05,
+        "busy": False,
     }
     grid = []
     for size in (8, 16):
@@ -151,6 +153,13 @@ def test_the_page_does_not_hide_what_went_wrong(results):
     assert "with PyTorch loaded" in page
     assert "ONNX Runtime is slower" in page
     assert "identical" not in page
+
+
+def test_a_busy_machine_gives_no_ratio(results):
+    results["timing"]["draw"] |= {"busy": True, "others": 1.31, "ratio": 14.2}
+    for text in (build_page(results), build_table(results), "\n".join(summary_lines(results))):
+        assert "14.2" not in text
+        assert "no fair figure, other programs used 1.3 cores" in text
 
 
 def test_equal_pictures_have_no_psnr(results):

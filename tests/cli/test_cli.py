@@ -1,0 +1,143 @@
+"""The command line from end to end: what a user types, what lies there afterwards, what is printed."""
+
+from __future__ import annotations
+
+import json
+import shutil
+from collections.abc import Callable
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import pytest
+from PIL import Image
+
+import vitrify as package
+from vitrify.pipelines.images import read_parameters
+
+
+def test_doctor_shows_the_machine_and_its_runtimes(vitrify: Callable[..., Any]) -> None:
+    done = vitrify("doctor", "--json")
+    assert done.code == 0, done.err
+    assert done.json["runtimes"]["onnx"]["usable"] is True
+    assert "cpu" in done.json["runtimes"]["onnx"]["devices"]
+    shown = vitrify("doctor")
+    assert shown.code == 0
+    assert "onnx" in shown.out
+
+
+def test_export_inspect_and_generate(
+    vitrify: Callable[..., Any], diffusion_artifact: Path, diffusion_source: Path, tmp_path: Path
+) -> None:
+    done = vitrify("export", diffusion_source, "-o", tmp_path / "emoji", "--no-verify")
+    assert done.code == 0, done.err
+    assert "from the cache" in done.out
+    assert "is ready: vitrify generate" in done.out
+    seen = vitrify("inspect", tmp_path / "emoji", "--checksums")
+    assert seen.code == 0, seen.err
+    assert "not run" in seen.out
+    assert "every file is the one that was built" in seen.out
+    drawn = vitrify(
+        "generate", tmp_path / "emoji", "a red apple", "-o", tmp_path / "apple.png",
+        "--steps", 4, "--seed", 7, "--batch", 2, "--scheduler", "dpmpp_2m", "--device", "cpu", "--json",
+    )  # fmt: skip
+    assert drawn.code == 0, drawn.err
+    assert [Path(i["path"]).name for i in drawn.json["images"]] == ["apple-1.png", "apple-2.png"]
+    assert [i["seed"] for i in drawn.json["images"]] == [7, 8]
+    pipeline = package.load(diffusion_artifact, "cpu")
+    for number, path in enumerate((tmp_path / "apple-1.png", tmp_path / "apple-2.png")):
+        expected = pipeline.generate("a red apple", steps=4, seed=7 + number, scheduler="dpmpp_2m").images[0]
+        off = np.abs(np.asarray(Image.open(path)).astype(int) - np.asarray(expected).astype(int)).max()
+        assert off <= 1  # the batch of two may round another way
+        assert read_parameters(path)["model"] == "emoji"
+    pipeline.close()
+
+
+def test_a_picture_is_named_after_prompt_and_seed(
+    vitrify: Callable[..., Any], diffusion_artifact: Path, tmp_path: Path
+) -> None:
+    done = vitrify("generate", diffusion_artifact, "A red, red Apple!", "--steps", 1, "--seed", 5, cwd=tmp_path)
+    assert done.code == 0, done.err
+    assert [p.name for p in tmp_path.iterdir()] == ["a-red-red-apple-5.png"]
+    assert "seed 5" in done.out
+    assert "device: cpu" in done.err
+
+
+def test_a_seed_that_was_not_given_is_printed_and_draws_the_same(
+    vitrify: Callable[..., Any], diffusion_artifact: Path, tmp_path: Path
+) -> None:
+    common = ["generate", diffusion_artifact, "a blue car", "--steps", 2, "--json"]
+    first = vitrify(*common, "-o", tmp_path / "one.png")
+    seed = first.json["images"][0]["seed"]
+    second = vitrify(*common, "-o", tmp_path / "two.png", "--seed", seed)
+    assert second.code == 0, second.err
+    np.testing.assert_array_equal(*(np.asarray(Image.open(tmp_path / f"{n}.png")) for n in ("one", "two")))
+
+
+def test_a_source_is_exported_into_the_cache_once(
+    vitrify: Callable[..., Any], environment: dict[str, str], emotions_artifact: Path, emotions_source: Path,
+    tmp_path: Path,
+) -> None:  # fmt: skip
+    Image.new("RGB", (40, 40), (255, 220, 0)).save(tmp_path / "one.png")
+    source = shutil.copytree(emotions_source, tmp_path / "model")
+    first, second = (vitrify("classify", source, tmp_path / "one.png", "--json") for _ in range(2))
+    assert first.code == second.code == 0, first.err
+    assert "exported into the cache" in first.err
+    assert "exported into the cache" not in second.err
+    assert first.json["results"] == second.json["results"]
+    listed = vitrify("cache", "ls", "--json")
+    assert {"graphs", "artifacts"} <= {e["kind"] for e in listed.json["entries"]}
+
+
+def test_the_cache_can_be_emptied(vitrify: Callable[..., Any], cache: Path, tmp_path: Path) -> None:
+    own = shutil.copytree(cache, tmp_path / "cache")
+    before = vitrify("cache", "ls", "--json", VITRIFY_CACHE=str(own)).json
+    done = vitrify("cache", "prune", "--json", VITRIFY_CACHE=str(own))
+    assert done.code == 0, done.err
+    assert len(done.json["removed"]) == len(before["entries"])
+    assert vitrify("cache", "ls", "--json", VITRIFY_CACHE=str(own)).json["entries"] == []
+
+
+def test_a_cache_bound_that_is_no_number_is_refused(vitrify: Callable[..., Any]) -> None:
+    done = vitrify("cache", "ls", "--json", VITRIFY_CACHE_MAX="lots")
+    assert (done.code, done.error["code"]) == (2, "usage")
+    assert "VITRIFY_CACHE_MAX" in done.error["what"]
+
+
+def test_stdout_holds_one_document_and_stderr_the_rest(
+    vitrify: Callable[..., Any], emotions_artifact: Path, tmp_path: Path
+) -> None:
+    Image.new("RGB", (40, 40)).save(tmp_path / "one.png")
+    done = vitrify("classify", emotions_artifact, tmp_path / "one.png", "--json")
+    assert set(json.loads(done.out)) == {"results", "timings", "placement"}
+    assert "device: cpu" in done.err
+
+
+def test_an_error_without_json_leaves_stdout_empty(vitrify: Callable[..., Any], tmp_path: Path) -> None:
+    done = vitrify("inspect", tmp_path / "nothing")
+    assert (done.code, done.out) == (2, "")
+    assert done.err.startswith("error: ")
+    assert "\n  fix: " in done.err
+
+
+def test_the_version_is_printed(vitrify: Callable[..., Any]) -> None:
+    assert vitrify("--version").out.strip() == f"vitrify {package.__version__}"
+
+
+def test_classify_prints_a_line_a_picture(
+    vitrify: Callable[..., Any], emotions_artifact: Path, tmp_path: Path
+) -> None:
+    for name in ("a.png", "b.png"):
+        Image.new("RGB", (40, 40)).save(tmp_path / name)
+    done = vitrify("classify", emotions_artifact, tmp_path, "--threshold", 0.999999)
+    assert done.code == 0, done.err
+    assert [line.split()[0].endswith(n) for line, n in zip(done.out.splitlines(), ("a.png", "b.png"), strict=True)]
+    assert done.out.count("no label reaches the threshold") == 2
+
+
+@pytest.mark.parametrize("command", ["export", "generate", "classify", "verify", "inspect"])
+def test_a_command_without_its_arguments_says_which(vitrify: Callable[..., Any], command: str) -> None:
+    done = vitrify(command, "--json")
+    assert (done.code, done.error["code"]) == (2, "usage"), done.err
+    assert "issing" in done.error["what"]
+    assert f"{command} --help" in done.error["fix"]
