@@ -32,7 +32,7 @@ def verify_artifact(path: Path, against: str | None = None, report: Report = sil
 
     Raises:
         BadArtifact: the files are not those that were built.
-        BadInput: the source is not there.
+        BadInput: the source is not there, or is the artifact itself.
         ProofFailed: what differs.
     """
     artifact = open_artifact(path)
@@ -40,9 +40,13 @@ def verify_artifact(path: Path, against: str | None = None, report: Report = sil
     artifact.verify(checksums=True)
     named = against or str(artifact.model.get("source") or "")
     folder = Path(named)
-    if against is None and not folder.is_dir():
+    if against is None and not (named and folder.is_dir()):
         raise BadInput(
             f"The source {named!r} that the artifact names is not here.", "Give --against a source or an artifact."
+        )
+    if folder.is_dir() and folder.resolve() == artifact.root.resolve():
+        raise BadInput(
+            f"{path} would be compared with itself, which proves nothing.", "Give --against a source or an artifact."
         )
     if folder.is_dir() and (is_artifact(folder) or is_foreign(folder)):
         other = open_artifact(folder)

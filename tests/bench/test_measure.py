@@ -61,7 +61,7 @@ def test_memory_of_one_process() -> None:
 
 
 def test_memory_of_descendants_is_added_up() -> None:
-    hold = "import time; x = b'x' * 100_000_000; time.sleep(0.5)"
+    hold = "import time; x = b'x' * 100_000_000; time.sleep(2)"
     text = "import subprocess, sys; x = b'x' * 100_000_000; subprocess.run([sys.executable, '-S', '-c', *sys.argv[1:]])"
     sample = once(python("root", text, NEST, hold))[0]
     assert sample.processes == 3

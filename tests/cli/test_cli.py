@@ -124,9 +124,7 @@ def test_the_version_is_printed(vitrify: Callable[..., Any]) -> None:
     assert vitrify("--version").out.strip() == f"vitrify {package.__version__}"
 
 
-def test_classify_prints_a_line_a_picture(
-    vitrify: Callable[..., Any], emotions_artifact: Path, tmp_path: Path
-) -> None:
+def test_classify_prints_a_line_a_picture(vitrify: Callable[..., Any], emotions_artifact: Path, tmp_path: Path) -> None:
     for name in ("a.png", "b.png"):
         Image.new("RGB", (40, 40)).save(tmp_path / name)
     done = vitrify("classify", emotions_artifact, tmp_path, "--threshold", 0.999999)

@@ -1,4 +1,4 @@
-"""A graph's weights are the checkpoint's own bytes: linked, cast where they are stored otherwise, refused if foreign."""
+"""A graph's weights are the checkpoint's own bytes: linked, cast where stored otherwise, refused if foreign."""
 
 from __future__ import annotations
 
@@ -27,7 +27,7 @@ from vitrify.export.link import link_weights  # noqa: E402
 from vitrify.export.names import bind_module  # noqa: E402
 from vitrify.runtimes.base import Options  # noqa: E402
 
-Q = "vit.layers.0.attention.q_proj.weight"
+Q, HEAD = "vit.layers.0.attention.q_proj.weight", "classifier.weight"
 
 
 def link(model: Any, entries: Any, root: Path) -> tuple[Component, list[str]]:
@@ -121,7 +121,7 @@ def test_where_the_disk_cannot_link_it_copies_and_says_so(
 
 
 def test_a_sharded_checkpoint(vit: Any, checkpoint: Any, x: np.ndarray) -> None:
-    model = checkpoint(vit, shard="8KB")
+    model = checkpoint(vit, shard="1KB")
     component = model.components["onnx"]
     files = sorted(f.name for f in model.source.glob("*.safetensors"))
     assert len(files) > 2
@@ -131,17 +131,16 @@ def test_a_sharded_checkpoint(vit: Any, checkpoint: Any, x: np.ndarray) -> None:
 
 def test_files_of_one_name_from_two_folders_stay_two(vit: Any, checkpoint: Any, tmp_path: Path, x: np.ndarray) -> None:
     model = checkpoint(vit)
-    path = model.entries[Q].file
-    other = tmp_path / "converted" / path.name
+    other = tmp_path / "converted" / model.entries[HEAD].file.name
     other.parent.mkdir()
-    changed = np.random.default_rng(1).standard_normal((16, 16)).astype(np.float32)
-    save_file({Q: torch.from_numpy(changed)}, other)
+    changed = np.random.default_rng(1).standard_normal((5, 16)).astype(np.float32)
+    save_file({HEAD: torch.from_numpy(changed)}, other)
     component, _ = link(model, model.entries | read_header(other), tmp_path / "artifact")
     assert len({w.path for w in component.weights}) == 2
     assert all((component.root / w.path).stat().st_size == w.bytes for w in component.weights)
-    expected = model.reference({"pixel_values": x}, {Q: changed})["logits"]
+    expected = model.reference({"pixel_values": x}, {HEAD: changed})["logits"]
     np.testing.assert_allclose(logits(component, x), expected, atol=1e-5)
-    assert np.abs(expected - model.reference({"pixel_values": x})["logits"]).max() > 1e-3
+    assert np.abs(expected - model.reference({"pixel_values": x})["logits"]).max() > 0.1
 
 
 @pytest.mark.parametrize("dtype", ["float16", "bfloat16", "float64"])
@@ -179,15 +178,20 @@ def test_a_tensor_that_is_not_there_is_named(vit_model: Any, tmp_path: Path) -> 
 
 
 @pytest.mark.parametrize(
-    "change",
-    [{"shape": (5, 16)}, {"shape": (256,)}, {"dtype": "I64"}, {"dtype": "I8"}, {"dtype": "F8_E4M3"}],
+    ("change", "said"),
+    [
+        ({"shape": (16, 5)}, r"F32 \[16, 5\]"),  # as many elements, and another matrix
+        ({"shape": (80,)}, r"F32 \[80\]"),
+        ({"dtype": "I64"}, r"I64 \[5, 16\]"),
+        ({"dtype": "I8"}, r"I8 \[5, 16\]"),
+        ({"dtype": "F8_E4M3"}, r"F8_E4M3 \[5, 16\]"),
+    ],
     ids=str,
 )
-def test_a_tensor_that_does_not_fit_is_refused(vit_model: Any, tmp_path: Path, change: dict[str, Any]) -> None:
-    name = "classifier.weight" if change.get("shape") == (5, 16) else Q
-    if name != Q:
-        change = {"shape": (16, 5)}  # the same number of elements, and another matrix
-    entry = replace(vit_model.entries[name], **change)
-    with pytest.raises(BadInput, match=r"is (F32|I64|I8|F8_E4M3) \[.*; the graph wants \[(16, 16|5, 16)\]"):
-        link(vit_model, vit_model.entries | {name: entry}, tmp_path)
+def test_a_tensor_that_does_not_fit_is_refused(
+    vit_model: Any, tmp_path: Path, change: dict[str, Any], said: str
+) -> None:
+    entry = replace(vit_model.entries[HEAD], **change)
+    with pytest.raises(BadInput, match=rf"{HEAD} in .* is {said}; the graph wants \[5, 16\]"):
+        link(vit_model, vit_model.entries | {HEAD: entry}, tmp_path)
     assert list(tmp_path.iterdir()) == [], "nothing is linked before all fits"

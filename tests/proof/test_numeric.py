@@ -5,6 +5,7 @@ from __future__ import annotations
 import json
 import shutil
 import struct
+import time
 from collections.abc import Callable
 from dataclasses import replace
 from pathlib import Path
@@ -177,14 +178,25 @@ def test_two_artifacts_compare_without_torch(
     python: Callable[..., Any], emotions: Path, emotions_artifact: Path
 ) -> None:
     code = (
-        "import sys; from pathlib import Path; from vitrify.export.verify import verify_artifact\n"
-        "verify_artifact(Path(sys.argv[1]), sys.argv[2]); print('torch' in sys.modules)"
+        "import json, sys; from pathlib import Path; from vitrify.export.verify import verify_artifact\n"
+        "proved = verify_artifact(Path(sys.argv[1]), sys.argv[2])\n"
+        "print(json.dumps(['torch' in sys.modules, proved.components['model'].proof['numeric']]))"
     )
+    before = (emotions / "artifact.json").read_bytes()
     done = python(code, emotions, emotions_artifact)
-    assert (done.code, done.out.strip()) == (0, "False"), done.err
-    numeric = Artifact.load(emotions).components["model"].proof["numeric"]
+    assert done.code == 0, done.err
+    torch, numeric = done.json
+    assert torch is False
     assert numeric["reference"].startswith("onnx")
     assert numeric["max_abs"] == 0
+    assert (emotions / "artifact.json").read_bytes() == before, "the proof against the source stays"
+
+
+@pytest.mark.parametrize("named", [True, False])
+def test_an_artifact_is_not_proved_by_itself(emotions: Path, named: bool) -> None:
+    (emotions / "artifact.json").unlink()  # one that another tool wrote knows no source
+    with pytest.raises(BadInput, match="itself"):
+        verify_artifact(emotions, str(emotions) if named else None)
 
 
 def test_another_model_is_no_reference(emotions: Path, diffusion_artifact: Path) -> None:
@@ -206,8 +218,6 @@ def test_the_peak_of_memory_holds_what_was_allocated() -> None:
         before = peak["bytes"]
         block = np.ones(200_000_000, np.uint8)
         block[::4096] = 2
-        import time
-
         time.sleep(0.2)
         del block
     assert peak["bytes"] - before > 150_000_000
