@@ -101,7 +101,7 @@ def blocks(language: str) -> list[str]:
     return re.findall(rf"^```{language}\n(.*?)^```$", DOC.read_text("utf-8"), flags=re.M | re.S)
 
 
-@pytest.fixture(scope="session")
+@pytest.fixture(scope="module")
 def example(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Path]:
     """The page's adapter as an installed package: its module, and the metadata that its pyproject.toml would make."""
     folder = tmp_path_factory.mktemp("site")
@@ -121,7 +121,7 @@ def example(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Path]:
     sys.modules.pop(point[3], None)
 
 
-@pytest.fixture(scope="session", params=ROWS, ids=lambda row: row.runtime)
+@pytest.fixture(scope="module", params=ROWS, ids=lambda row: row.runtime)
 def row(request: pytest.FixtureRequest) -> Row:
     found: Row = request.param
     pytest.importorskip(found.library, reason=f"the {found.runtime} runtime needs it")
@@ -130,25 +130,25 @@ def row(request: pytest.FixtureRequest) -> Row:
     return found
 
 
-@pytest.fixture(scope="session")
+@pytest.fixture(scope="module")
 def case(row: Row, vit_model: Any) -> Case:
     """A classifier: one input, one output."""
     return Case(row, vit_model)
 
 
-@pytest.fixture(scope="session")
+@pytest.fixture(scope="module")
 def unet_case(row: Row, unet_model: Any) -> Case:
     """A UNet: three inputs, one of them without dims, and four symbols."""
     return Case(row, unet_model)
 
 
-@pytest.fixture(scope="session")
+@pytest.fixture(scope="module")
 def unet_session(unet_case: Case) -> Any:
     """An open session that tests share: none may close it."""
     return unet_case.open()
 
 
-@pytest.fixture(scope="session")
+@pytest.fixture(scope="module")
 def make_case(row: Row, vit: Any, checkpoint: Callable[..., Any]) -> Callable[..., Case]:
     """A classifier with a checkpoint of its own."""
     return lambda **how: Case(row, checkpoint(vit, **how))

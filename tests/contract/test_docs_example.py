@@ -33,7 +33,8 @@ def test_it_is_found_by_its_entry_point_and_imported_late(python: Any, example: 
 
 
 def test_it_adds_a_name_and_takes_none(example: Path) -> None:
-    assert runtime_names() == [*RUNTIMES, "onnx-reference"]
+    assert runtime_names()[: len(RUNTIMES)] == [*RUNTIMES]
+    assert runtime_names().count("onnx-reference") == 1
     assert runtime_for("onnx") == "onnx"
     assert type(load_runtime("onnx")).__module__ == "vitrify.runtimes.ort"
 

@@ -11,8 +11,10 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
+import numpy as np
 import pytest
 from PIL import Image
+from safetensors.numpy import load_file, save_file
 
 
 @dataclass(frozen=True)
@@ -148,11 +150,22 @@ def a_config_that_lacks_an_entry(at: Place) -> Arguments:
     return ["export", folder, "-o", at.out]
 
 
-@case(2, "bad_input", "")
-def a_config_of_another_width_than_the_weights(at: Place) -> Arguments:
-    folder = at.copy(at.emotions)
-    edit(folder / "config.json", lambda d: d.update(hidden_size=64, intermediate_size=256))
-    return ["export", folder, "-o", at.out, "--no-verify"]
+@case(2, "bad_input", "classifier.weight")
+def weights_of_another_shape_than_the_config(at: Place) -> Arguments:
+    file = at.copy(at.emotions) / "model.safetensors"
+    tensors = load_file(file)
+    tensors["classifier.weight"] = np.repeat(tensors["classifier.weight"], 2, axis=0)
+    save_file(tensors, file, {"format": "pt"})
+    return ["export", file.parent, "-o", at.out, "--no-verify"]
+
+
+@case(2, "bad_input", "vit.layernorm.weight")
+def a_checkpoint_that_lacks_a_tensor(at: Place) -> Arguments:
+    file = at.copy(at.emotions) / "model.safetensors"
+    tensors = load_file(file)
+    del tensors["vit.layernorm.weight"]
+    save_file(tensors, file, {"format": "pt"})
+    return ["export", file.parent, "-o", at.out, "--no-verify"]
 
 
 @case(2, "bad_input", "preprocessor_config.json", "Copy that file")
