@@ -92,6 +92,16 @@ def test_prune_says_what_it_removed(small: Cache) -> None:
     assert os.listdir(small.root / "graphs") in ([], [".a.lock", ".b.lock"], [".b.lock", ".a.lock"])
 
 
+def test_an_entry_that_is_being_written_is_not_pruned(small: Cache) -> None:
+    put(small, "a")
+    put(small, "b")
+    with small.put("graphs", "a") as scratch:
+        (scratch / "data").write_bytes(bytes(50))
+        small.prune(0)
+        assert keys(small) == ["a"]
+    assert [(e.key, e.bytes) for e in small.entries()] == [("a", 50)]
+
+
 def test_bytes_that_another_folder_holds_too_do_not_count(small: Cache, tmp_path: Path) -> None:
     (tmp_path / "weights").write_bytes(bytes(5000))
     with small.put("graphs", "linked") as scratch:

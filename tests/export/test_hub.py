@@ -19,6 +19,7 @@ from pathlib import Path
 from typing import Any
 from urllib.parse import unquote, urlsplit
 
+import huggingface_hub.constants
 import numpy as np
 import pytest
 from safetensors.numpy import save
@@ -110,6 +111,13 @@ class Handler(BaseHTTPRequestHandler):
         part = data[int(start[1]) :] if start else data
         etag = f'"{hashlib.sha256(data).hexdigest()}"'
         return self.reply(206 if start else 200, part, body, ETag=etag, X_Repo_Commit=commit, Accept_Ranges="bytes")
+
+
+@pytest.fixture(autouse=True)
+def online(monkeypatch: pytest.MonkeyPatch) -> None:
+    """The one test file that goes online, to a hub on localhost."""
+    monkeypatch.delenv("HF_HUB_OFFLINE", raising=False)
+    monkeypatch.setattr(huggingface_hub.constants, "HF_HUB_OFFLINE", False)  # read when the library was imported
 
 
 @pytest.fixture
