@@ -120,6 +120,10 @@ def random_module(spec: ComponentSpec, config: Config) -> torch.nn.Module:
         for parameter in module.parameters():
             if parameter.ndim < 2:
                 parameter.add_(torch.randn(parameter.shape, generator=generator), alpha=0.2)
-            elif not parameter.abs().any():
+                continue
+            if not parameter.abs().any():
                 parameter.add_(torch.randn(parameter.shape, generator=generator), alpha=0.05)
+            # fresh weights are so small that attention hardly changes anything: raise them to about unit gain
+            gain = 1.5 * parameter[0].numel() ** -0.5 / float(parameter.std())
+            parameter.mul_(max(1.0, gain))
     return module
