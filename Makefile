@@ -35,7 +35,7 @@ test-slow: $(VENV)/.ready
 	touch $@
 
 test-optimum: .venv-optimum/.ready
-	.venv-optimum/bin/python -m pytest -m optimum tests/optimum
+	.venv-optimum/bin/python -m pytest -m optimum tests/optimum -W ignore::pytest.PytestUnraisableExceptionWarning
 
 bench: $(VENV)/.ready
 	$(RUN) vitrify.bench.first --work $(BENCH)
