@@ -10,7 +10,6 @@ The names below are imported when they are first used: `import vitrify` alone lo
 from __future__ import annotations
 
 import importlib
-import importlib.metadata
 from typing import TYPE_CHECKING, Any
 
 if TYPE_CHECKING:
@@ -30,10 +29,9 @@ __all__ = ["Artifact", "VitrifyError", "__version__", "export_model", "load"]
 
 def __getattr__(name: str) -> Any:
     if name == "__version__":
-        try:
-            return importlib.metadata.version("vitrify")
-        except importlib.metadata.PackageNotFoundError:  # a checkout that was not installed
-            return "0+unknown"
+        from .core.machine import installed
+
+        return installed("vitrify") or "0+unknown"  # a checkout that was not installed
     if name in _WHERE:
         return getattr(importlib.import_module(_WHERE[name], __name__), name)
     raise AttributeError(f"module {__name__!r} has no attribute {name!r}")

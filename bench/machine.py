@@ -2,11 +2,11 @@
 
 from __future__ import annotations
 
-import importlib.metadata
 import os
 import platform
-from pathlib import Path
 from typing import Any
+
+from ..core.machine import cpu_model, memory, usable_cores, versions_of
 
 # distributions whose version can change a figure
 LIBRARIES = (
@@ -45,37 +45,6 @@ def describe_machine() -> dict[str, Any]:
     }
 
 
-def cpu_model() -> str:
-    """The CPU's name; Linux does not tell it to `platform`, so there it is read from /proc."""
-    info = Path("/proc/cpuinfo")
-    if info.exists():
-        for line in info.read_text(errors="replace").splitlines():
-            if line.startswith("model name"):
-                return line.split(":", 1)[1].strip()
-    return platform.processor() or platform.machine()
-
-
-def usable_cores() -> int:
-    """Cores that the scheduler gives this process (taskset and containers narrow it)."""
-    if hasattr(os, "sched_getaffinity"):
-        return len(os.sched_getaffinity(0))
-    return os.cpu_count() or 1
-
-
-def memory() -> int | None:
-    """Physical memory in bytes; None where the system does not say."""
-    try:
-        return os.sysconf("SC_PHYS_PAGES") * os.sysconf("SC_PAGE_SIZE")
-    except (AttributeError, ValueError, OSError):
-        return None
-
-
 def versions() -> dict[str, str]:
     """Version of each library that is installed in this interpreter's environment."""
-    found = {}
-    for name in LIBRARIES:
-        try:
-            found[name] = importlib.metadata.version(name)
-        except importlib.metadata.PackageNotFoundError:
-            continue
-    return found
+    return versions_of(LIBRARIES)

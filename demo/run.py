@@ -17,6 +17,7 @@ from PIL import Image
 
 from ..core.artifact import Artifact
 from ..core.errors import BadInput, MissingDependency
+from ..core.machine import usable_cores
 from ..core.progress import Event, Report
 from ..core.publish import published
 from .emoji import EXPRESSIONS
@@ -75,7 +76,7 @@ def run_demo(output: Path, report: Report) -> dict[str, Any]:
     _refuse_other(output)
     started, cpu = time.perf_counter(), _cpu_seconds()
     with published(output, replace=True, marker=MARKER) as root:
-        demo = _Demo(root, output.absolute(), report, _cores())
+        demo = _Demo(root, output.absolute(), report, usable_cores())
         (root / "pictures").mkdir()
         demo.results |= {"kind": KIND, "schema": 1, **_conditions(demo.threads)}
         demo.results["commands"] = _commands(output)
@@ -292,12 +293,6 @@ def _refuse_other(output: Path) -> None:
     except (OSError, ValueError):
         pass
     raise BadInput(f"{output} exists and is not the folder of an earlier demo.", "Choose another folder with -o.")
-
-
-def _cores() -> int:
-    from ..bench.machine import usable_cores
-
-    return usable_cores()
 
 
 def _cpu_seconds() -> float:

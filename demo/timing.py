@@ -20,6 +20,7 @@ from PIL import Image
 from ..core.artifact import Artifact
 from ..core.progress import Event, Report
 from ..pipelines.load import load
+from ..proof.numeric import psnr
 from ..runtimes.base import Options
 
 DRAWN = 5  # rounds, after one that is not counted
@@ -47,7 +48,7 @@ def time_drawing(
 
     before = _clocks()
     seconds, results = _in_turns(reference, artifact, draw, DRAWN, threads, report, "draw with PyTorch and the runtime")
-    values = [_psnr(a, b) for a, b in zip(results["torch"], results["runtime"], strict=True)]
+    values = [psnr(np.asarray(a), np.asarray(b)) for a, b in zip(results["torch"], results["runtime"], strict=True)]
     worst = min(values)
     # equal pictures have no finite PSNR, and JSON no infinity
     return {**_figures(seconds, 1), "min_psnr_db": worst if math.isfinite(worst) else None, **_others(before, threads)}
@@ -134,9 +135,3 @@ def _others(before: tuple[float, float, float] | None, threads: int) -> dict[str
     wall, busy, own = (b - a for a, b in zip(before, after, strict=True))
     others = max(0.0, (busy - own) / wall)
     return {"threads": threads, "others": others, "busy": others > (os.cpu_count() or 1) - threads + 0.2}
-
-
-def _psnr(a: Image.Image, b: Image.Image) -> float:
-    from ..proof.numeric import psnr
-
-    return psnr(np.asarray(a), np.asarray(b))

@@ -11,6 +11,7 @@ import contextlib
 import logging
 import os
 import warnings
+from collections import Counter
 from collections.abc import Iterator
 from typing import TYPE_CHECKING, Any
 
@@ -86,6 +87,11 @@ def graph_from_module(spec: ComponentSpec, config: dict[str, Any]) -> ir.Model:
     model.producer_name, model.producer_version = "vitrify", None
     del ir
     return model
+
+
+def operators(model: ir.Model) -> Counter[str]:
+    """How often each operator occurs."""
+    return Counter(f"{node.domain}:{node.op_type}" for node in model.graph)
 
 
 def meta_module(spec: ComponentSpec, config: dict[str, Any]) -> torch.nn.Module:

@@ -2,11 +2,9 @@
 
 from __future__ import annotations
 
-import importlib.metadata
 import json
 import shutil
 import tempfile
-from collections import Counter
 from collections.abc import Iterator
 from contextlib import contextmanager
 from dataclasses import dataclass
@@ -15,8 +13,9 @@ from typing import TYPE_CHECKING, Any
 
 from ..core.cache import Cache, key_of
 from ..core.errors import MissingDependency
+from ..core.machine import installed
 from ..core.progress import Event, Report
-from .graph import OPSET, graph_from_module
+from .graph import OPSET, graph_from_module, operators
 from .spec import ComponentSpec, Config
 from .twin import prove_graph
 
@@ -41,7 +40,6 @@ class Graph:
     model: ir.Model
     proof: dict[str, Any]
     note: str
-    reused: bool
 
 
 def graph_parts(spec: ComponentSpec, config: Config) -> dict[str, Any]:
@@ -71,12 +69,10 @@ def version(library: str) -> str:
     Raises:
         MissingDependency: it is not installed.
     """
-    try:
-        return importlib.metadata.version(library)
-    except importlib.metadata.PackageNotFoundError as exc:
-        raise MissingDependency(
-            f"Export needs {library}, which is not installed.", 'pip install "vitrify[export]"'
-        ) from exc
+    found = installed(library)
+    if found is None:
+        raise MissingDependency(f"Export needs {library}, which is not installed.", 'pip install "vitrify[export]"')
+    return found
 
 
 @contextmanager
@@ -106,7 +102,7 @@ def graph_for(spec: ComponentSpec, config: Config, cache: Cache, report: Report)
     found = cache.get(KIND, key)
     if found is not None:
         known = json.loads((found / "graph.json").read_text())
-        return Graph(key, ir.load(found / "model.onnx"), known["proof"], f"graph {key[:8]} from the cache", True)
+        return Graph(key, ir.load(found / "model.onnx"), known["proof"], f"graph {key[:8]} from the cache")
     why = _why(parts, cache)
     report(Event(f"trace {spec.name}", note=f"{spec.name}: no graph {key[:8]} in the cache ({why})"))
     model = graph_from_module(spec, config)
@@ -117,8 +113,8 @@ def graph_for(spec: ComponentSpec, config: Config, cache: Cache, report: Report)
         (scratch / "graph.json").write_text(json.dumps({"parts": parts, "proof": proof}, indent=1))
     kept = cache.get(KIND, key)
     if kept is not None:
-        return Graph(key, ir.load(kept / "model.onnx"), proof, f"graph {key[:8]} made ({why})", False)
-    return Graph(key, _through_disk(model), proof, f"graph {key[:8]} made ({why}), larger than the cache", False)
+        return Graph(key, ir.load(kept / "model.onnx"), proof, f"graph {key[:8]} made ({why})")
+    return Graph(key, _through_disk(model), proof, f"graph {key[:8]} made ({why}), larger than the cache")
 
 
 def _through_disk(model: ir.Model) -> ir.Model:
@@ -131,11 +127,6 @@ def _through_disk(model: ir.Model) -> ir.Model:
         return ir.load(folder / "model.onnx")
     finally:
         shutil.rmtree(folder, ignore_errors=True)
-
-
-def operators(model: ir.Model) -> Counter[str]:
-    """How often each operator occurs."""
-    return Counter(f"{node.domain}:{node.op_type}" for node in model.graph)
 
 
 def _why(parts: dict[str, Any], cache: Cache) -> str:

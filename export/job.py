@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import hashlib
-import importlib.metadata
 import json
 import platform
 import shutil
@@ -13,9 +12,10 @@ from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any
 
-from ..core.artifact import NOT_RUN, Artifact, Component
+from ..core.artifact import NOT_RUN, Artifact, Component, hash_file
 from ..core.cache import Cache
 from ..core.errors import BadInput
+from ..core.machine import versions_of
 from ..core.progress import Event, Report, silent
 from ..core.publish import published
 from ..core.safetensors_header import TensorEntry
@@ -25,9 +25,10 @@ from .bound import entries_for
 from .graphs import export_libraries, graph_for
 from .hub import fetch, is_hub_id
 from .layout import write_layout
+from .link import link_weights
+from .names import TORCH_DTYPES
 from .reference import reference_artifact
 from .source import Source, SourceComponent, open_source
-from .twin import component_of
 
 NUMERIC_LIMIT = 1_000_000_000  # bytes of memory that a numeric proof may need without being asked for
 LIBRARIES = ("vitrify", "torch", "diffusers", "transformers", "onnx", "onnxscript", "onnxruntime", "numpy")
@@ -112,8 +113,6 @@ class ExportJob:
         side = Path(tempfile.mkdtemp(prefix=".side-", dir=root))
         try:
             entries = entries_for(spec, part.config, graph.key, part.checkpoint, cache, side)
-            from .link import link_weights
-
             weights, copied = link_weights(graph.model, entries, root, spec.name if spec.folder else "")
         finally:
             shutil.rmtree(side, ignore_errors=True)
@@ -121,8 +120,8 @@ class ExportJob:
         path = f"{spec.name}/model.onnx" if spec.folder else "model.onnx"
         (root / path).parent.mkdir(exist_ok=True)
         ir.save(graph.model, root / path)
-        component = component_of(spec, part.config, "onnx", path, root, tuple(weights))
-        stored = sorted({_DTYPES.get(e.dtype, e.dtype) for e in entries.values()})
+        component = spec.component(part.config, "onnx", path, root, tuple(weights))
+        stored = sorted({TORCH_DTYPES.get(e.dtype, e.dtype) for e in entries.values()})
         component = replace(
             component,
             precision={"recipe": "fp32", "weights": "+".join(stored), "activations": "float32"},
@@ -130,15 +129,16 @@ class ExportJob:
             proof={"graph": graph.proof, "weights": NOT_RUN, "numeric": NOT_RUN},
         )
         self.report(Event(f"hash {spec.name}", note=f"{spec.name}: {graph.note}"))
-        return prove_weights(component, moved(entries, root, component), hashes)
+        return prove_weights(component, moved(entries, component), hashes)
 
     def _artifact(self, root: Path, pipeline: Mapping[str, Any], components: Mapping[str, Component]) -> Artifact:
         digest = hashlib.sha256()
         for name, component in sorted(components.items()):
-            graph = hashlib.sha256(component.graph_path.read_bytes()).hexdigest()
-            digest.update(json.dumps([name, graph, [w.sha256 for w in component.weights]]).encode())
+            digest.update(
+                json.dumps([name, hash_file(component.graph_path), [w.sha256 for w in component.weights]]).encode()
+            )
         digest.update(json.dumps(pipeline, sort_keys=True).encode())
-        versions = {n: v for n in LIBRARIES if (v := _version(n))}
+        versions = versions_of(LIBRARIES)
         return Artifact(
             root=root,
             id=digest.hexdigest(),
@@ -163,7 +163,7 @@ class ExportJob:
         return prove_numbers(artifact, reference, self.report)
 
 
-def moved(entries: Mapping[str, TensorEntry], root: Path, component: Component) -> dict[str, TensorEntry]:
+def moved(entries: Mapping[str, TensorEntry], component: Component) -> dict[str, TensorEntry]:
     """The entries, those of a file that was made for this export named where that file lies now."""
     folder = component.graph_path.parent
     return {n: e if e.file.exists() else replace(e, file=folder / e.file.name) for n, e in entries.items()}
@@ -202,13 +202,3 @@ def export_model(
     """
     found = find_source(str(source), revision=revision, variant=variant, token=token, report=report)
     return ExportJob(found, Path(target), verify, replace, report).run().artifact
-
-
-def _version(name: str) -> str | None:
-    try:
-        return importlib.metadata.version(name)
-    except importlib.metadata.PackageNotFoundError:
-        return None
-
-
-_DTYPES = {"F32": "float32", "F16": "float16", "BF16": "bfloat16", "F64": "float64", "I64": "int64"}

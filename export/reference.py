@@ -9,7 +9,6 @@ from typing import Any
 
 from ..core.artifact import Artifact
 from .source import Source
-from .twin import component_of
 
 
 def reference_artifact(source: Source, pipeline: Mapping[str, Any]) -> Artifact:
@@ -17,7 +16,7 @@ def reference_artifact(source: Source, pipeline: Mapping[str, Any]) -> Artifact:
     components = {}
     for part in source.components:
         path = part.config_path.relative_to(source.folder).as_posix()
-        component = component_of(part.spec, part.config, "torch", path, source.folder, ())
+        component = part.spec.component(part.config, "torch", path, source.folder, ())
         details = component.details | ({"variant": part.variant} if part.variant else {})
         components[part.spec.name] = replace(component, details=details)
     return Artifact(

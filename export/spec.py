@@ -2,10 +2,12 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Mapping
+from collections.abc import Callable
 from dataclasses import dataclass
+from pathlib import Path
 from typing import Any
 
+from ..core.artifact import Component, WeightFile
 from ..core.tensors import TensorSpec
 
 Config = dict[str, Any]
@@ -40,9 +42,21 @@ class ComponentSpec:
     # for each input that is not normal noise, the whole numbers (low, high) that a proof draws it from
     samples: Callable[[Config], dict[str, list[int]]] | None = None
 
-    def numbers(self, config: Config, sizes: Mapping[str, int]) -> dict[str, tuple[int, ...]]:
-        """The shape of each input at these sizes."""
-        return {
-            name: tuple(sizes[d] if isinstance(d, str) else d for d in spec.shape)
-            for name, spec in self.inputs(config).items()
-        }
+    def component(
+        self, config: Config, format: str, graph: str, root: Path, weights: tuple[WeightFile, ...]
+    ) -> Component:
+        """The component of this kind with this config, whose graph and weights lie below `root`."""
+        details: dict[str, Any] = {"kind": self.kind, "checks": self.checks(config)}
+        if self.samples is not None:
+            details["samples"] = self.samples(config)
+        return Component(
+            name=self.name,
+            format=format,
+            graph=graph,
+            inputs=self.inputs(config),
+            outputs=self.outputs(config),
+            weights=weights,
+            shapes=self.shapes(config),
+            details=details,
+            root=root,
+        )

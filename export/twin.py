@@ -7,14 +7,11 @@ from collections import Counter
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
-from ..core.artifact import Component
-from ..core.device import Device
 from ..core.errors import ProofFailed
-from ..core.registry import load_runtime
 from ..core.safetensors_header import open_checkpoint
-from ..proof.parity import parity, require
-from ..runtimes.base import Options
-from .graph import graph_from_module, quiet
+from ..proof.numeric import compared
+from ..proof.parity import require
+from .graph import graph_from_module, operators, quiet
 from .link import link_weights
 from .names import bind_module
 from .spec import ComponentSpec, Config
@@ -49,7 +46,7 @@ def prove_graph(spec: ComponentSpec, config: Config, wanted: Counter[str]) -> di
             library_module: Any = module
             library_module.save_pretrained(source)
         model = graph_from_module(spec, narrow)
-        got = Counter(f"{node.domain}:{node.op_type}" for node in model.graph)
+        got = operators(model)
         if got != wanted:
             differing = sorted(k for k in got.keys() | wanted.keys() if got[k] != wanted[k])
             raise ProofFailed(
@@ -59,9 +56,10 @@ def prove_graph(spec: ComponentSpec, config: Config, wanted: Counter[str]) -> di
         bindings = bind_module(module, open_checkpoint(source, (spec.stem,)))
         weights, _ = link_weights(model, bindings.linked, root, "")
         ir.save(model, root / "model.onnx")
-        component = component_of(spec, narrow, "onnx", "model.onnx", root, tuple(weights))
-        reference = component_of(spec, narrow, "torch", "config.json", source, ())
-        found = compared(spec, narrow, reference, component)
+        component = spec.component(narrow, "onnx", "model.onnx", root, tuple(weights))
+        reference = spec.component(narrow, "torch", "config.json", source, ())
+        with quiet():
+            found, _ = compared(component, reference, spec.checks(narrow))
     require(f"The graph of {spec.name}", found)
     worst = max(found, key=lambda p: p.relative)
     return {
@@ -71,39 +69,6 @@ def prove_graph(spec: ComponentSpec, config: Config, wanted: Counter[str]) -> di
         "outputs": [p.to_json() for p in found],
         "reference": "torch float32",
     }
-
-
-def compared(spec: ComponentSpec, config: Config, reference: Component, component: Component) -> list[Any]:
-    """Both components opened on the CPU and run at the spec's checks."""
-    options = Options(prepack=False, arena=False)
-    with quiet():
-        expected = load_runtime("torch").open(reference, Device("cpu"), options)
-    given = load_runtime("onnx").open(component, Device("cpu"), options)
-    try:
-        return parity(component, expected, given, spec.checks(config))
-    finally:
-        expected.close()
-        given.close()
-
-
-def component_of(
-    spec: ComponentSpec, config: Config, format: str, graph: str, root: Path, weights: tuple[Any, ...]
-) -> Component:
-    """A component as its spec describes it."""
-    details: dict[str, Any] = {"kind": spec.kind, "checks": spec.checks(config)}
-    if spec.samples is not None:
-        details["samples"] = spec.samples(config)
-    return Component(
-        name=spec.name,
-        format=format,
-        graph=graph,
-        inputs=spec.inputs(config),
-        outputs=spec.outputs(config),
-        weights=weights,
-        shapes=spec.shapes(config),
-        details=details,
-        root=root,
-    )
 
 
 def random_module(spec: ComponentSpec, config: Config) -> torch.nn.Module:

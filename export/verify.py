@@ -51,12 +51,12 @@ def verify_artifact(path: Path, against: str | None = None, report: Report = sil
     if folder.is_dir() and (is_artifact(folder) or is_foreign(folder)):
         other = open_artifact(folder)
         return prove_numbers(artifact, other, report)  # not written: the manifest's proof is against the source
-    else:
-        source = find_source(named, report=report)
-        if is_artifact(artifact.root):
-            artifact = _trace(artifact, source, report)
-        proved = prove_numbers(artifact, reference_artifact(source, artifact.pipeline), report)
-    if is_artifact(artifact.root):
+    source = find_source(named, report=report)
+    ours = is_artifact(artifact.root)
+    if ours:
+        artifact = _trace(artifact, source, report)
+    proved = prove_numbers(artifact, reference_artifact(source, artifact.pipeline), report)
+    if ours:
         proved.save()
     return proved
 

@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import time
 from collections.abc import Callable, Mapping, Sequence
-from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
@@ -18,15 +17,6 @@ from .faces import FaceBox, YuNet, crop, detect_faces
 from .preprocess import ImagePreprocessor
 
 FUNCTIONS = ("softmax", "sigmoid", "none")
-
-
-@dataclass(frozen=True)
-class Labelled:
-    """One picture's labels, or one face's. labels: {"label", "score"}, the highest score first. box: the face's."""
-
-    labels: list[dict[str, Any]]
-    picture: int
-    box: FaceBox | None = None
 
 
 class ClassificationPipeline:
@@ -80,39 +70,6 @@ class ClassificationPipeline:
             UsageError: an option's value makes no sense.
             Cancelled: `cancel` said so between two batches.
         """
-        found = self.labelled(
-            images,
-            top_k=top_k,
-            function=function,
-            threshold=threshold,
-            faces=faces,
-            detector=detector,
-            batch=batch,
-            on_batch=on_batch,
-            cancel=cancel,
-        )
-        answers: list[list[dict[str, Any]]] = [[] for _ in images]
-        for one in found:
-            if one.box is None:
-                answers[one.picture] = one.labels
-            else:
-                answers[one.picture].append({"box": dict(one.box._asdict()), "labels": one.labels})
-        return answers
-
-    def labelled(
-        self,
-        images: Sequence[Image.Image],
-        *,
-        top_k: int | None = 5,
-        function: str | None = None,
-        threshold: float | None = None,
-        faces: bool = False,
-        detector: Path | YuNet | None = None,
-        batch: int = 8,
-        on_batch: Callable[[int, int], None] | None = None,
-        cancel: Callable[[], bool] | None = None,
-    ) -> list[Labelled]:
-        """As `classify`, one entry a picture or face."""
         function = function or str(self.settings["function"])
         if function not in FUNCTIONS:
             raise UsageError(f"There is no function {function!r}.", f"Functions are {', '.join(FUNCTIONS)}.")
@@ -131,7 +88,7 @@ class ClassificationPipeline:
                 work.append((number, None, image))
         self.timings = {"faces": time.perf_counter() - start} if faces else {}
         prepared = ran = 0.0
-        out: list[Labelled] = []
+        answers: list[list[dict[str, Any]]] = [[] for _ in images]
         for first in range(0, len(work), batch):
             if cancel is not None and cancel():
                 raise Cancelled("Stopped between two batches.", "Run it again.")
@@ -144,11 +101,15 @@ class ClassificationPipeline:
             logits = self.sessions["model"].run({"pixel_values": pixels.astype(dtype, copy=False)})["logits"]
             ran += time.perf_counter() - start
             for (number, box, _), row in zip(part, scores(logits, function), strict=True):
-                out.append(Labelled(self._read(row, top_k, threshold), number, box))
+                labels = self._read(row, top_k, threshold)
+                if box is None:
+                    answers[number] = labels
+                else:
+                    answers[number].append({"box": dict(box._asdict()), "labels": labels})
             if on_batch is not None:
                 on_batch(min(first + batch, len(work)), len(work))
         self.timings |= {"preprocess": prepared, "model": ran}
-        return out
+        return answers
 
     def _read(self, row: npt.NDArray[np.float32], top_k: int | None, threshold: float | None) -> list[dict[str, Any]]:
         order = np.argsort(-row, kind="stable")

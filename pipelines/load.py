@@ -16,8 +16,6 @@ from .classification import ClassificationPipeline
 from .foreign import foreign_artifact, is_foreign
 from .text_to_image import TextToImagePipeline
 
-Pipeline = TextToImagePipeline | ClassificationPipeline
-
 # the best first; a device that a library merely lists may still fail to open, and then the reason is told
 _PREFERENCE = ("cuda", "rocm", "directml", "coreml", "xpu", "gpu", "cpu")
 
@@ -60,10 +58,15 @@ def open_artifact(path: str | Path) -> Artifact:
 
 def pipeline_of(artifact: Artifact, sessions: Mapping[str, Session]) -> Any:
     """The pipeline of an artifact's family over sessions that are open."""
-    return _family(artifact).build(sessions, artifact.pipeline, artifact.root)
+    return family_of(artifact).build(sessions, artifact.pipeline, artifact.root)
 
 
-def _family(artifact: Artifact) -> Family:
+def family_of(artifact: Artifact) -> Family:
+    """The pipeline class of an artifact and the components that it opens.
+
+    Raises:
+        BadArtifact: this version does not know the family, or a component is missing.
+    """
     name = artifact.pipeline.get("family")
     if name not in FAMILIES:
         raise BadArtifact(
@@ -97,7 +100,7 @@ def load(
         VitrifyError: the artifact, the device or the runtime cannot be used.
     """
     artifact = path if isinstance(path, Artifact) else open_artifact(path)
-    family = _family(artifact)
+    family = family_of(artifact)
     needed = [artifact.components[n] for n in family.components]
     options = options or Options()
     if device is not None:

@@ -19,9 +19,9 @@ from ..core.device import Device
 from ..core.errors import BadInput, ProofFailed
 from ..core.progress import Event, Report, silent
 from ..core.registry import load_runtime, runtime_for
-from ..pipelines.load import pipeline_of
+from ..pipelines.load import family_of, pipeline_of
 from ..runtimes.base import Options, Session
-from .parity import Parity, parity, require
+from .parity import Parity, Sizes, parity, require
 
 MIN_PSNR = 50.0  # dB, between the reference's pictures and the artifact's
 MAX_SCORE = 1e-3  # largest difference of a label's score
@@ -51,7 +51,7 @@ def prove_numbers(artifact: Artifact, reference: Artifact, report: Report = sile
             report(Event(f"compare {name}", number, len(artifact.components), "components"))
             components[name] = _component(component, reference.components[name])
         report(Event("compare pipelines"))
-        whole = _images(artifact, reference) if artifact.pipeline["family"] == "sd" else _labels(artifact, reference)
+        whole = (_labels if "classify" in artifact.pipeline["tasks"] else _images)(artifact, reference)
     proof = {**artifact.proof, **whole, "peak_memory_mb": round(peak["bytes"] / 1e6)}
     return replace(artifact, components=components, proof=proof)
 
@@ -60,27 +60,37 @@ def _component(component: Component, reference: Component) -> Component:
     checks = reference.details.get("checks") or component.details.get("checks")
     if not checks:
         raise BadInput(f"{component.name} names no sizes to compare at.", "Give --against the source's folder.")
+    # what draws the inputs must know their ranges, which a folder written by others does not say
+    drawn = replace(component, details=reference.details | component.details)
+    found, computed_by = compared(drawn, reference, checks)
+    require(component.name, found)
+    return replace(component, proof={**component.proof, "numeric": summary(found, computed_by)})
+
+
+def compared(component: Component, reference: Component, checks: Sequence[Sizes]) -> tuple[list[Parity], str]:
+    """Both components opened and run at these sizes; the comparisons, and what the reference ran on.
+
+    Raises:
+        ProofFailed: an output has another shape than the reference's.
+    """
     expected = open_component(reference)
     try:
         given = open_component(component)
         try:
-            # what draws the inputs must know their ranges, which a folder written by others does not say
-            drawn = replace(component, details=reference.details | component.details)
-            found = parity(drawn, expected, given, checks)
+            found = parity(component, expected, given, checks)
         finally:
             given.close()
     finally:
         expected.close()
-    require(component.name, found)
-    return replace(component, proof={**component.proof, "numeric": summary(found, expected)})
+    return found, f"{expected.placement.runtime} {expected.placement.precision}"
 
 
-def summary(found: Sequence[Parity], reference: Session) -> dict[str, Any]:
+def summary(found: Sequence[Parity], reference: str) -> dict[str, Any]:
     """The worst of several comparisons, and all of them."""
     worst = max(found, key=lambda p: p.relative)
     finite = [p.snr_db for p in found if math.isfinite(p.snr_db)]
     return {
-        "reference": f"{reference.placement.runtime} {reference.placement.precision}",
+        "reference": reference,
         "max_abs": worst.max_abs,
         "relative": worst.relative,
         "cosine": min(p.cosine for p in found),
@@ -95,15 +105,18 @@ def open_component(component: Component) -> Session:
     return session
 
 
+def _pipeline(artifact: Artifact, one: Artifact) -> Any:
+    """The components of `one` with the artifact's settings and tokenizer: what is compared is what they compute."""
+    return pipeline_of(artifact, {n: open_component(one.components[n]) for n in family_of(artifact).components})
+
+
 def _images(artifact: Artifact, reference: Artifact) -> dict[str, Any]:
     latents = artifact.pipeline["latents"]
     unit = int(latents["scale"]) * max(8, int(latents.get("multiple", 1)))
     sizes = [(unit, 2 * unit), (2 * unit, unit)]
-    used = ("text_encoder", "unet", "vae_decoder")
     drawn: list[list[Image.Image]] = []
     for one in (reference, artifact):
-        # the artifact's settings and tokenizer for both: what is compared is what the components compute
-        pipeline = pipeline_of(artifact, {n: open_component(one.components[n]) for n in used})
+        pipeline = _pipeline(artifact, one)
         try:
             drawn.append(
                 [
@@ -134,7 +147,7 @@ def _labels(artifact: Artifact, reference: Artifact) -> dict[str, Any]:
         pictures.append(small.resize((256, 192), Image.Resampling.BICUBIC))
     read = []
     for one in (reference, artifact):
-        pipeline = pipeline_of(artifact, {n: open_component(c) for n, c in one.components.items()})
+        pipeline = _pipeline(artifact, one)
         try:
             answers = pipeline.classify(pictures, top_k=None)
         finally:

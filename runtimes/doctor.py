@@ -2,13 +2,12 @@
 
 from __future__ import annotations
 
-import importlib.metadata
 import os
 import platform
-from pathlib import Path
 from typing import Any
 
 from ..core.errors import VitrifyError
+from ..core.machine import cpu_info, cpu_model, installed, memory, versions_of
 from ..core.registry import RUNTIMES, load_runtime, runtime_names
 
 _FLAGS = (
@@ -53,7 +52,7 @@ def examine() -> dict[str, Any]:
         if probe.problem:
             problems.append({"what": probe.problem, "fix": probe.fix})
     for group in _CONFLICTS:
-        found = [n for n in group if _version(n)]
+        found = [n for n in group if installed(n)]
         if len(found) > 1:
             problems.append(
                 {
@@ -63,13 +62,13 @@ def examine() -> dict[str, Any]:
             )
     if not any(r["usable"] for r in runtimes.values()):
         problems.append({"what": "No runtime is usable.", "fix": 'pip install "vitrify[onnx]"'})
-    missing = [n for n in _EXPORT if not _version(n)]
+    missing = [n for n in _EXPORT if not installed(n)]
     return {
         "machine": machine(),
         "runtimes": runtimes,
         "export": {
             "usable": not missing,
-            "versions": {n: v for n in _EXPORT if (v := _version(n))},
+            "versions": versions_of(_EXPORT),
             "fix": 'pip install "vitrify[export]"' if missing else "",
         },
         "problems": problems,
@@ -79,30 +78,13 @@ def examine() -> dict[str, Any]:
 
 def machine() -> dict[str, Any]:
     """Processor, instruction sets, cores, memory in bytes, system and Python."""
-    name, flags = platform.processor() or platform.machine(), set[str]()
-    try:
-        for line in Path("/proc/cpuinfo").read_text().splitlines():
-            key, _, value = line.partition(":")
-            if key.strip() == "model name":
-                name = value.strip()
-            elif key.strip() in ("flags", "Features"):
-                flags |= set(value.split())
-    except OSError:
-        pass  # not Linux: the name that the platform gives must do
-    memory = os.sysconf("SC_PAGE_SIZE") * os.sysconf("SC_PHYS_PAGES") if hasattr(os, "sysconf") else 0
+    flags = {flag for key, value in cpu_info() if key in ("flags", "Features") for flag in value.split()}
     return {
-        "processor": name,
+        "processor": cpu_model(),
         "isa": [f for f in _FLAGS if f in flags],
         "cores": os.cpu_count(),
-        "memory_bytes": memory,
+        "memory_bytes": memory() or 0,
         "system": platform.platform(),
         "python": platform.python_version(),
-        "vitrify": _version("vitrify") or "not installed (a checkout)",
+        "vitrify": installed("vitrify") or "not installed (a checkout)",
     }
-
-
-def _version(name: str) -> str | None:
-    try:
-        return importlib.metadata.version(name)
-    except importlib.metadata.PackageNotFoundError:
-        return None

@@ -238,7 +238,7 @@ def checkpoint(tmp_path_factory: pytest.TempPathFactory) -> Callable[..., Model]
         from vitrify.export.graph import quiet
         from vitrify.export.link import link_weights
         from vitrify.export.names import bind_module
-        from vitrify.export.twin import component_of, random_module
+        from vitrify.export.twin import random_module
         from vitrify.runtimes.torch.modules import no_bars
 
         spec, config = architecture.spec, architecture.config
@@ -257,8 +257,8 @@ def checkpoint(tmp_path_factory: pytest.TempPathFactory) -> Callable[..., Model]
         weights, copied = link_weights(graph, entries, root, spec.name)
         ir.save(graph, root / spec.name / "model.onnx")
         components = {
-            "onnx": component_of(spec, config, "onnx", f"{spec.name}/model.onnx", root, tuple(weights)),
-            "torch": component_of(spec, config, "torch", "config.json", source, ()),
+            "onnx": spec.component(config, "onnx", f"{spec.name}/model.onnx", root, tuple(weights)),
+            "torch": spec.component(config, "torch", "config.json", source, ()),
         }
         return Model(architecture, source, module.float(), dict(entries), components, copied)
 
