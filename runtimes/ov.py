@@ -1,0 +1,276 @@
+"""OpenVINO: opens `onnx` components and `openvino` ones (IR: an .xml graph beside its .bin).
+
+What is computed is what the artifact says: left to itself, OpenVINO computes float32 graphs in bfloat16 or float16
+where the device is quicker so, and activations in front of 8 and 4 bit weights in int8.
+"""
+
+from __future__ import annotations
+
+import threading
+from collections import OrderedDict, deque
+from collections.abc import Mapping, Sequence
+from functools import cached_property
+from pathlib import Path
+from typing import Any
+
+import openvino as ov
+
+from ..core.artifact import Component
+from ..core.device import Device
+from ..core.errors import DeviceError, RuntimeFailure, UsageError
+from ..core.tensors import Array, TensorSpec, check_tensors
+from .base import Options, Placement, Probe
+from .ov_cache import COMPILED, Compiler, Sizes
+from .ov_model import VERSION, describe, load, ports, precision_of, translated
+
+_LISTS = ("auto", "hetero")
+_CAPABILITIES = {"float32": "FP32", "float16": "FP16", "bfloat16": "BF16"}
+_HINTS = {"float32": "f32", "float16": "f16", "bfloat16": "bf16"}
+_VARIANTS = 4  # compiled models that a session keeps, one for each set of sizes
+_FIXES = {
+    "gpu": "Install the GPU's OpenCL driver, or give --device cpu.",
+    "npu": "Install the NPU's driver, or give --device cpu.",
+}
+
+
+class _Variant:
+    """A compiled model and the requests that no call is using."""
+
+    def __init__(self, component: Component, compiled: ov.CompiledModel, kept: Any) -> None:
+        self.compiled = compiled
+        self.outputs = ports(component, compiled)
+        self.kept = kept
+        self.idle: deque[ov.InferRequest] = deque()  # its append and pop are safe between threads
+
+    def request(self) -> ov.InferRequest:
+        try:
+            return self.idle.pop()
+        except IndexError:
+            return self.compiled.create_infer_request()
+
+
+class OvSession:
+    """One component, opened. `run` may be called by several threads at once.
+
+    details: cache ("hit", "miss" or "off": how the last compiled model came) and compiled (how many this session made).
+    """
+
+    def __init__(
+        self, component: Component, compiler: Compiler, asked: tuple[Device, str], sizes: Sizes | None, static: bool
+    ) -> None:
+        self.inputs: Mapping[str, TensorSpec] = component.inputs
+        self.outputs: Mapping[str, TensorSpec] = component.outputs
+        self._component, self._compiler, self._static = component, compiler, static
+        self._device, self._precision = asked
+        self._lock = threading.Lock()
+        self._variants: OrderedDict[Any, _Variant] | None = OrderedDict()
+        # a static session of a component that names no sizes learns at its first run what will run it
+        self.placement = Placement(RUNTIME.name, str(self._device).upper(), str(self._device), self._precision)
+        if not static or sizes is not None:
+            self._variant(sizes)
+
+    @property
+    def details(self) -> dict[str, Any]:
+        return {"cache": self._compiler.cached, "compiled": self._compiler.compiled}
+
+    def run(self, tensors: Mapping[str, Array]) -> dict[str, Array]:
+        check_tensors(self.inputs, tensors)
+        variant = self._variant({n: tensors[n].shape for n in self.inputs} if self._static else None)
+        with translated(self._component):
+            request = variant.request()
+            values = request.infer(dict(tensors), share_inputs=False, share_outputs=False)
+            outputs = {name: values[number] for name, number in variant.outputs.items()}
+        variant.idle.append(request)
+        return outputs
+
+    def close(self) -> None:
+        with self._lock:
+            self._variants = None
+            self._compiler.close()
+
+    def _variant(self, sizes: Sizes | None) -> _Variant:
+        """The compiled model for these sizes, made now or kept; the one that was not used for longest goes."""
+        key = None if sizes is None else tuple(sizes.items())
+        with self._lock:
+            if self._variants is None:
+                raise RuntimeFailure(f"The session of {self._component.name} is closed.", "Open it again.")
+            if key not in self._variants:
+                variant = _Variant(self._component, *self._compiler.compile(sizes))
+                self.placement = self._placement(variant.compiled)
+                self._variants[key] = variant
+                if len(self._variants) > _VARIANTS:
+                    self._variants.popitem(last=False)
+            self._variants.move_to_end(key)
+            return self._variants[key]
+
+    def _placement(self, compiled: ov.CompiledModel) -> Placement:
+        with translated(self._component, self._device):
+            ran = [str(d) for d in compiled.get_property("EXECUTION_DEVICES")]
+            if "INFERENCE_PRECISION_HINT" in compiled.get_property("SUPPORTED_PROPERTIES"):
+                kept = [compiled.get_property("INFERENCE_PRECISION_HINT")]
+            else:  # a list of devices has none of its own
+                kept = [p["INFERENCE_PRECISION_HINT"] for p in compiled.get_property("DEVICE_PROPERTIES").values()]
+        precisions = list(dict.fromkeys(precision_of(k) for k in kept))
+        if precisions != [self._precision]:
+            raise DeviceError(
+                f"{self._component.name} shall run in {self._precision}; {', '.join(ran)} computes it in "
+                f"{' and '.join(precisions)}.",
+                "Leave the precision out, or name that one.",
+            )
+        return Placement(RUNTIME.name, ",".join(ran), str(self._device), self._precision)
+
+
+class OpenVinoRuntime:
+    """The adapter."""
+
+    name = "openvino"
+    formats = ("openvino", "onnx")
+
+    @cached_property
+    def _core(self) -> ov.Core:
+        return ov.Core()
+
+    @property
+    def compiled(self) -> int:
+        """How many models this process compiled and did not take from the cache."""
+        return COMPILED.value
+
+    def probe(self) -> Probe:
+        available = self._core.available_devices
+        details = {
+            our: {
+                "name": self._core.get_property(name, "FULL_DEVICE_NAME"),
+                "capabilities": list(self._core.get_property(name, "OPTIMIZATION_CAPABILITIES")),
+            }
+            for our, name in zip(_ours(available), available, strict=True)
+        }
+        return Probe(self.name, VERSION, (*_ours(available), *["auto"] * bool(available)), {"devices": details})
+
+    def open(
+        self,
+        component: Component,
+        device: Device,
+        options: Options,
+        overrides: Mapping[str, Array] | None = None,
+    ) -> OvSession:
+        """Open `component` on `device`.
+
+        Raises:
+            UsageError: a hint or a precision that does not exist.
+            DeviceError: the device is not there, or does not compute in the precision that was asked for.
+            BadArtifact: the graph or its weights do not load.
+            BadInput: an override has no weight of its name and shape.
+        """
+        names = _devices(device, self._core.available_devices)
+        target = f"{device.kind.upper()}:{','.join(names)}" if device.kind in _LISTS else names[0]
+        precision = self._wanted(component, device, names, options)
+        static = options.static or any(not name.startswith("CPU") for name in names)
+        with translated(component, device):
+            settings = self._settings(component, device, names, options, precision)
+            compiler = Compiler(self._core, component, device, target, settings, overrides or {})
+            if options.cache:
+                compiler.use_cache()
+        if static:
+            compiler.prepare()
+        return OvSession(component, compiler, (device, precision), _usual(component) if static else None, static)
+
+    def describe(self, graph: Path) -> tuple[dict[str, TensorSpec], dict[str, TensorSpec]]:
+        """Inputs and outputs of a graph that no manifest describes.
+
+        Raises:
+            BadArtifact: it does not load, or takes something else than tensors of known types.
+        """
+        format = "onnx" if graph.suffix == ".onnx" else "openvino"
+        component = Component(graph.parent.name, format, graph.name, {}, {}, root=graph.parent)
+        return describe(graph, load(self._core, component))
+
+    def _wanted(self, component: Component, device: Device, names: Sequence[str], options: Options) -> str:
+        """The precision to compute in: the one that was asked for, or the artifact's; never a narrower one."""
+        if options.precision is not None and options.precision not in _HINTS:
+            raise UsageError(f"{options.precision!r} is no precision of OpenVINO's.", f"Give {', '.join(_HINTS)}.")
+        can = [self._core.get_property(name, "OPTIMIZATION_CAPABILITIES") for name in names]
+        known = [p for p in _HINTS if all(_CAPABILITIES[p] in c for c in can)]
+        own = str(component.precision.get("activations", "float32"))
+        wanted = options.precision or (own if own in known else "float32")
+        if wanted not in known:
+            raise DeviceError(
+                f"{device} does not compute in {wanted}; it does in {', '.join(known)}.",
+                f"Ask for that precision: {' or '.join(known)}.",
+            )
+        return wanted
+
+    def _settings(
+        self, component: Component, device: Device, names: Sequence[str], options: Options, precision: str
+    ) -> dict[str, Any]:
+        """OpenVINO's properties for these options; threads and streams where the device has them."""
+        if options.hint not in ("latency", "throughput"):
+            raise UsageError(f"{options.hint!r} is no hint.", "Give latency or throughput.")
+        hint = {"PERFORMANCE_HINT": options.hint.upper()}
+        asked = {"INFERENCE_NUM_THREADS": options.threads, "NUM_STREAMS": options.streams}
+        settings = {}
+        for name in names:
+            has = self._core.get_property(name, "SUPPORTED_PROPERTIES")
+            own: dict[str, Any] = {**hint, "INFERENCE_PRECISION_HINT": _HINTS[precision]}
+            own |= {n: v for n, v in asked.items() if v and n in has}
+            if component.precision.get("activations") != "int8":
+                own["EXECUTION_MODE_HINT"] = "ACCURACY"  # else activations may be rounded to int8 on the way
+            settings[name] = own
+        if device.kind not in _LISTS:
+            return settings[names[0]]
+        chosen: dict[str, Any] = {"DEVICE_PROPERTIES": settings}
+        if device.kind == "auto":
+            chosen |= hint
+            if any(not name.startswith("CPU") for name in names):
+                # neither start on the CPU while another device compiles, nor go there when that device fails
+                chosen |= {"ENABLE_STARTUP_FALLBACK": False, "ENABLE_RUNTIME_FALLBACK": False}
+        return chosen
+
+
+def _usual(component: Component) -> Sizes | None:
+    """The sizes that the manifest says are usual, of every input; None where it does not say."""
+    sizes: dict[str, tuple[int, ...]] = {}
+    for name, spec in component.inputs.items():
+        dims = [d if isinstance(d, int) else component.shapes.get(d, (0, 0, 0))[1] for d in spec.shape]
+        if any(d == 0 for d in dims):
+            return None
+        sizes[name] = tuple(dims)
+    return sizes
+
+
+def _ours(available: Sequence[str]) -> list[str]:
+    """OpenVINO's devices by our names: CPU is cpu, GPU and GPU.0 are gpu, GPU.1 is gpu:1."""
+    split = [name.lower().partition(".") for name in available]
+    return [kind if index in ("", "0") else f"{kind}:{index}" for kind, _, index in split]
+
+
+def _devices(device: Device, available: Sequence[str]) -> list[str]:
+    """OpenVINO's names of the device, or of those in its list; for `auto` without one, of all there are.
+
+    Raises:
+        DeviceError: one is not there, or hetero has no list.
+    """
+    if device.kind in _LISTS and device.detail:
+        parts = [part.partition(".") for part in device.detail.split(",")]
+        return [
+            _found(Device(kind.lower(), int(n) if n.isdigit() else None), device, available) for kind, _, n in parts
+        ]
+    if device.kind == "hetero":
+        raise DeviceError(
+            f"{device} names no devices; there are {', '.join(_ours(available))}.",
+            "Name them in order: hetero:GPU,CPU.",
+        )
+    return list(available) if device.kind == "auto" else [_found(device, device, available)]
+
+
+def _found(one: Device, asked: Device, available: Sequence[str]) -> str:
+    ours = _ours(available)
+    name = one.kind if not one.index else str(one)
+    if name not in ours:
+        raise DeviceError(
+            f"OpenVINO {VERSION} cannot run on {asked} here; it has {', '.join(ours)}.",
+            _FIXES.get(one.kind, f"Give --device {ours[0] if ours else 'cpu'}."),
+        )
+    return available[ours.index(name)]
+
+
+RUNTIME = OpenVinoRuntime()
