@@ -1,0 +1,194 @@
+"""The CUDA driver through ctypes: which NVIDIA GPUs there are, and memory on one of them.
+
+The driver (libcuda) lies wherever an NVIDIA GPU works, and its interface is stable; so neither PyTorch nor cuda-python
+has to be installed. Names and signatures: docs.nvidia.com/cuda/cuda-driver-api and cuda.h.
+"""
+
+from __future__ import annotations
+
+import ctypes
+import sys
+from collections.abc import Iterator
+from contextlib import contextmanager
+from dataclasses import dataclass
+from functools import cache
+from typing import Any
+
+from ..core.errors import DeviceError, RuntimeFailure
+from ..core.tensors import Array
+
+LIBRARY = "nvcuda.dll" if sys.platform == "win32" else "libcuda.so.1"
+_DRIVER_HELP = "Install NVIDIA's driver (`nvidia-smi` must list the GPU), or run on a machine that has such a GPU."
+
+_HANDLE, _ADDRESS, _OUT = ctypes.c_void_p, ctypes.c_uint64, ctypes.c_void_p
+# names as the library exports them: cuda.h renames those whose second form it wants
+CALLS: dict[str, tuple[Any, ...]] = {
+    "cuInit": (ctypes.c_uint,),
+    "cuDeviceGetCount": (_OUT,),
+    "cuDeviceGet": (_OUT, ctypes.c_int),
+    "cuDeviceGetName": (ctypes.c_char_p, ctypes.c_int, ctypes.c_int),
+    "cuDeviceGetAttribute": (_OUT, ctypes.c_int, ctypes.c_int),
+    "cuDevicePrimaryCtxRetain": (_OUT, ctypes.c_int),
+    "cuDevicePrimaryCtxRelease_v2": (ctypes.c_int,),
+    "cuCtxPushCurrent_v2": (_HANDLE,),
+    "cuCtxPopCurrent_v2": (_OUT,),
+    "cuStreamCreate": (_OUT, ctypes.c_uint),
+    "cuStreamSynchronize": (_HANDLE,),
+    "cuStreamDestroy_v2": (_HANDLE,),
+    "cuMemAlloc_v2": (_OUT, ctypes.c_size_t),
+    "cuMemFree_v2": (_ADDRESS,),
+    "cuMemcpyHtoDAsync_v2": (_ADDRESS, ctypes.c_void_p, ctypes.c_size_t, _HANDLE),
+    "cuMemcpyDtoHAsync_v2": (ctypes.c_void_p, _ADDRESS, ctypes.c_size_t, _HANDLE),
+    "cuGetErrorString": (ctypes.c_int, _OUT),
+}
+_MAJOR, _MINOR = 75, 76  # CU_DEVICE_ATTRIBUTE_COMPUTE_CAPABILITY_MAJOR and _MINOR
+_NON_BLOCKING = 1  # CU_STREAM_NON_BLOCKING: does not wait for the default stream
+_OUT_OF_MEMORY = 2  # CUDA_ERROR_OUT_OF_MEMORY
+
+
+@dataclass(frozen=True)
+class Gpu:
+    """A GPU by its number among CUDA's devices. capability: (major, minor) of its architecture."""
+
+    index: int
+    name: str
+    capability: tuple[int, int]
+
+    def __str__(self) -> str:
+        return f"{self.name} (compute capability {self.capability[0]}.{self.capability[1]})"
+
+
+class Driver:
+    """The loaded library; `call` raises for every status that is not success."""
+
+    def __init__(self) -> None:
+        try:
+            library = ctypes.CDLL(LIBRARY)
+            self._calls = {name: getattr(library, name) for name in CALLS}
+        except (OSError, AttributeError) as exc:  # not there, or of an older CUDA than these names
+            raise DeviceError(f"There is no NVIDIA GPU here: {LIBRARY} does not load.", _DRIVER_HELP) from exc
+        for name, types in CALLS.items():
+            self._calls[name].argtypes, self._calls[name].restype = list(types), ctypes.c_int
+        status = self._calls["cuInit"](0)
+        if status:
+            raise DeviceError(f"There is no usable NVIDIA GPU here: {self._text(status)}.", _DRIVER_HELP)
+
+    def call(self, name: str, *arguments: Any) -> None:
+        """Call one of `CALLS`.
+
+        Raises:
+            RuntimeFailure: with the driver's own text.
+        """
+        status = self._calls[name](*arguments)
+        if status == _OUT_OF_MEMORY:
+            raise RuntimeFailure("The GPU is out of memory.", "Use a smaller size or batch, or close other programs.")
+        if status:
+            raise RuntimeFailure(f"CUDA failed in {name}: {self._text(status)}.", "Run `vitrify doctor`.")
+
+    def number(self, name: str, *arguments: Any) -> int:
+        """The int that a call of this name writes to its first argument."""
+        value = ctypes.c_int()
+        self.call(name, ctypes.byref(value), *arguments)
+        return value.value
+
+    def handle(self, name: str, *arguments: Any) -> int:
+        """The pointer or device address that a call of this name writes to its first argument."""
+        value = ctypes.c_uint64()
+        self.call(name, ctypes.byref(value), *arguments)
+        return value.value
+
+    def _text(self, status: int) -> str:
+        text = ctypes.c_char_p()
+        if self._calls["cuGetErrorString"](status, ctypes.byref(text)) or text.value is None:
+            return f"CUDA error {status}"
+        return text.value.decode(errors="replace")
+
+
+@cache
+def driver() -> Driver:
+    """The driver, loaded once a process; a failure is not remembered.
+
+    Raises:
+        DeviceError: there is none, or it finds no GPU.
+    """
+    return Driver()
+
+
+def find_gpus() -> tuple[Gpu, ...]:
+    """Every GPU of this machine that CUDA may use, at least one.
+
+    Raises:
+        DeviceError: there is none; says why.
+    """
+    cuda = driver()
+    found = []
+    for index in range(cuda.number("cuDeviceGetCount")):
+        device = cuda.number("cuDeviceGet", index)
+        name = ctypes.create_string_buffer(256)
+        cuda.call("cuDeviceGetName", name, len(name), device)
+        major, minor = (cuda.number("cuDeviceGetAttribute", which, device) for which in (_MAJOR, _MINOR))
+        found.append(Gpu(index, name.value.decode(errors="replace"), (major, minor)))
+    if not found:
+        raise DeviceError("CUDA finds no NVIDIA GPU here.", _DRIVER_HELP)
+    return tuple(found)
+
+
+class Workspace:
+    """A stream and named buffers on one GPU. Any thread may call it, one at a time, inside `current()`."""
+
+    def __init__(self, gpu: Gpu) -> None:
+        self._driver = driver()
+        self._device = self._driver.number("cuDeviceGet", gpu.index)
+        # the primary context is the one that CUDA's runtime, and so TensorRT, uses in this process
+        self._context = self._driver.handle("cuDevicePrimaryCtxRetain", self._device)
+        self._buffers: dict[str, tuple[int, int]] = {}  # name -> address, bytes
+        try:
+            with self.current():
+                self.stream = self._driver.handle("cuStreamCreate", _NON_BLOCKING)
+        except BaseException:
+            self._driver.call("cuDevicePrimaryCtxRelease_v2", self._device)
+            raise
+
+    @contextmanager
+    def current(self) -> Iterator[None]:
+        """This GPU is the calling thread's while this lasts."""
+        self._driver.call("cuCtxPushCurrent_v2", self._context)
+        try:
+            yield
+        finally:
+            self._driver.handle("cuCtxPopCurrent_v2")
+
+    def buffer(self, name: str, size: int) -> int:
+        """The address of at least `size` bytes; the same one as long as it is large enough."""
+        address, held = self._buffers.get(name, (0, 0))
+        if held < max(size, 1):
+            if address:
+                del self._buffers[name]
+                self._driver.call("cuMemFree_v2", address)
+            address = self._driver.handle("cuMemAlloc_v2", max(size, 1))
+            self._buffers[name] = address, max(size, 1)
+        return address
+
+    def upload(self, array: Array, address: int) -> None:
+        """Copy a contiguous array to the GPU; it must stay as it is until `synchronize`."""
+        assert array.flags.c_contiguous
+        if array.nbytes:
+            self._driver.call("cuMemcpyHtoDAsync_v2", address, array.ctypes.data, array.nbytes, self.stream)
+
+    def download(self, address: int, array: Array) -> None:
+        """Copy from the GPU into a contiguous array, whose values are there after `synchronize`."""
+        assert array.flags.c_contiguous
+        if array.nbytes:
+            self._driver.call("cuMemcpyDtoHAsync_v2", array.ctypes.data, address, array.nbytes, self.stream)
+
+    def synchronize(self) -> None:
+        self._driver.call("cuStreamSynchronize", self.stream)
+
+    def close(self) -> None:
+        """Free the buffers and the stream, and let go of the GPU."""
+        with self.current():
+            for address, _ in self._buffers.values():
+                self._driver.call("cuMemFree_v2", address)
+            self._buffers.clear()
+            self._driver.call("cuStreamDestroy_v2", self.stream)
+        self._driver.call("cuDevicePrimaryCtxRelease_v2", self._device)
