@@ -1,0 +1,225 @@
+"""The command that compiles: an artifact or a model in, an artifact for a runtime out, perhaps quantized."""
+
+from __future__ import annotations
+
+import re
+from collections.abc import Iterable
+from enum import StrEnum
+from pathlib import Path
+from typing import TYPE_CHECKING, Annotated, Any
+
+import typer
+
+from . import screen
+from .arguments import Json, Model, Offline, Revision, Token, Variant, refuse_source_options
+from .cli_run import use
+from .core.errors import UsageError
+from .quant.recipes import RECIPES, Recipe, recipe
+from .quant.support import TARGETS, cell, check_target
+
+if TYPE_CHECKING:
+    from .core.artifact import Artifact, Component
+    from .core.progress import Event, Report
+
+Target = StrEnum("Target", {name: name for name in TARGETS})  # type: ignore[misc]  # what quant.support has
+_QUANT = "Quantizing"
+_PLAN = "Plans"
+
+
+class PlanPrecision(StrEnum):
+    FLOAT32 = "float32"
+    FLOAT16 = "float16"
+
+
+def compile(
+    model: Model,
+    output: Annotated[
+        Path | None, typer.Option("--output", "-o", help="The new artifact's folder; default: NAME-TO-RECIPE.")
+    ] = None,
+    to: Annotated[
+        Target | None, typer.Option("--to", help="What it is compiled for; default with --quant: onnx.")
+    ] = None,
+    quant: Annotated[
+        str | None,
+        typer.Option(
+            help=f"A recipe: {', '.join(RECIPES)}; with options, as in int4-weights:group=32.",
+            metavar="RECIPE",
+            rich_help_panel=_QUANT,
+        ),
+    ] = None,
+    calibration: Annotated[
+        Path | None,
+        typer.Option(help="A file of prompts, one a line, or a folder of pictures.", rich_help_panel=_QUANT),
+    ] = None,
+    samples: Annotated[
+        int | None, typer.Option(help="Inputs to calibrate with; default: the recipe's.", rich_help_panel=_QUANT)
+    ] = None,
+    keep: Annotated[
+        list[str] | None,
+        typer.Option(help="Layers to keep in float, by a part of their name; * is anything.", rich_help_panel=_QUANT),
+    ] = None,
+    keep_failed: Annotated[
+        bool,
+        typer.Option(
+            "--keep-failed", help="Publish also what fails its proof, marked as such.", rich_help_panel=_QUANT
+        ),
+    ] = False,
+    verify: Annotated[
+        bool | None,
+        typer.Option("--verify/--no-verify", help="Compare with MODEL; default: where it needs under 1 GB."),
+    ] = None,
+    force: Annotated[bool, typer.Option(help="Replace an artifact that lies there.")] = False,
+    precision: Annotated[
+        PlanPrecision | None, typer.Option(help="What floats are computed in.", rich_help_panel=_PLAN)
+    ] = None,
+    compute_capability: Annotated[
+        str | None, typer.Option(help="The GPUs to build for, as in 8.6,8.9.", rich_help_panel=_PLAN)
+    ] = None,
+    revision: Revision = None,
+    variant: Variant = None,
+    token: Token = None,
+    offline: Offline = False,
+    json: Json = False,
+) -> None:
+    """Compile an artifact or a model for a runtime, quantize it, and prove it. Exits with 3 where the proof fails."""
+    target = _target(to, quant)
+    wanted = _recipe(quant, samples, keep)
+    check_target(wanted, target)
+    _refuse(wanted, target, calibration, precision, compute_capability)
+    refuse_source_options(Path(model), revision, variant)
+
+    from .export.compile import CompileJob
+    from .export.resolve import artifact_for
+
+    with screen.progress() as report:
+        told: list[str] = []
+        artifact = artifact_for(
+            model, revision=revision, variant=variant, token=token, offline=True if offline else None, report=report
+        )
+        folder = output or Path(_name(artifact.name, target, wanted))
+        done = CompileJob(
+            artifact,
+            folder,
+            target,
+            wanted,
+            calibration,
+            verify,
+            force,
+            keep_failed,
+            (precision or PlanPrecision.FLOAT32).value,
+            compute_capability,
+            report=_remembering(report, told),
+        ).run()
+    buys = cell(wanted, target).buys
+    old, new = artifact.components, done.artifact.components
+    sizes = {name: _sizes([old[name]], [made]) for name, made in new.items()}
+    if len(sizes) > 1:
+        sizes["all"] = _sizes(old.values(), new.values())
+    if json:
+        screen.print_json(
+            {
+                "artifact": str(folder),
+                "to": target,
+                "recipe": wanted.id,
+                "buys": buys,
+                "notes": done.notes,
+                "sizes": sizes,
+                "manifest": done.artifact.to_json(),
+            }
+        )
+        return
+    # those that came while it worked were told then, and a proof that failed is told with the proofs
+    told.append(f"FAILED: {screen.failure_of(done.artifact)}")
+    for note in done.notes:
+        if note not in told:
+            print(note)
+    _print_sizes(sizes, done.artifact)
+    screen.print_proofs(done.artifact)
+    if not wanted.lossless:
+        print(f"{wanted.id}: {buys}")
+    print(f"{folder} is ready: vitrify {use(done.artifact)}".replace("ARTIFACT", str(folder)))
+
+
+def _target(to: Target | None, quant: str | None) -> str:
+    if to is not None:
+        return str(to.value)
+    if quant is None:
+        raise UsageError("Nothing says what to compile for.", f"Give --to ({', '.join(TARGETS)}) or --quant RECIPE.")
+    return "onnx"
+
+
+def _recipe(quant: str | None, samples: int | None, keep: list[str] | None) -> Recipe:
+    """The recipe with the options that have a name of their own on the command line."""
+    options = [f"samples={samples}"] if samples is not None else []
+    if keep:
+        options.append("keep=" + "+".join(re.sub(r"[,\s]+", "+", pattern) for pattern in keep))
+    if quant is None:
+        if options:
+            raise UsageError("--samples and --keep belong to a recipe.", f"Give --quant ({', '.join(RECIPES)}).")
+        return recipe("fp32")
+    given = ",".join([quant, *options]) if ":" in quant else ":".join([quant, ",".join(options)]).rstrip(":")
+    return recipe(given)
+
+
+def _refuse(
+    wanted: Recipe,
+    target: str,
+    calibration: Path | None,
+    precision: PlanPrecision | None,
+    compute_capability: str | None,
+) -> None:
+    """Options that would change nothing are not dropped without a word."""
+    plan = {"--precision": precision, "--compute-capability": compute_capability}
+    given = [name for name, value in plan.items() if value is not None]
+    if given and not target.startswith("tensorrt"):
+        raise UsageError(f"{' and '.join(given)} are for plans, not for {target}.", "Leave them out.")
+    if calibration is not None and not wanted.calibrated:
+        raise UsageError(f"{wanted.name} needs no calibration.", "Leave --calibration out.")
+
+
+def _name(name: str, target: str, wanted: Recipe) -> str:
+    """The default folder: emoji-onnx, which export names so, becomes emoji-openvino-int8-static."""
+    parts = [name.removesuffix("-onnx"), target, *([] if wanted.lossless else [wanted.id])]
+    return re.sub(r"[^\w.-]+", "-", "-".join(parts)).strip("-")
+
+
+def _remembering(report: Report, told: list[str]) -> Report:
+    def also(event: Event) -> None:
+        if event.note:
+            told.append(event.note)
+        report(event)
+
+    return also
+
+
+def _sizes(before: Iterable[Component], after: Iterable[Component]) -> dict[str, Any]:
+    old, new = _bytes(before), _bytes(after)
+    return {"before_bytes": old, "after_bytes": new, "ratio": new / old}
+
+
+def _bytes(components: Iterable[Component]) -> int:
+    """Graphs and weights. A file counts once: a plan is both, and the halves of a VAE may share their weights."""
+    sizes: dict[tuple[int, int], int] = {}
+    for component in components:
+        for path in (component.graph, *(w.path for w in component.weights)):
+            stat = (component.root / path).stat()
+            sizes[stat.st_dev, stat.st_ino] = stat.st_size
+    return sum(sizes.values())
+
+
+def _print_sizes(sizes: dict[str, dict[str, Any]], artifact: Artifact) -> None:
+    rows = [
+        [
+            name,
+            _precision(artifact.components[name]) if name in artifact.components else "",
+            screen.megabytes(row["before_bytes"]),
+            screen.megabytes(row["after_bytes"]),
+            f"{row['ratio']:.2f}",
+        ]
+        for name, row in sizes.items()
+    ]
+    screen.table(rows, ["component", "weights, activations", "MB before", "MB after", "ratio"])
+
+
+def _precision(component: Component) -> str:
+    return f"{component.precision.get('weights')}, {component.precision.get('activations')}"

@@ -1,0 +1,172 @@
+"""What a component really gets to compute: its inputs, recorded while its pipeline runs."""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Mapping, Sequence
+from contextlib import contextmanager
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+
+from ..core.artifact import Artifact
+from ..core.errors import BadInput
+from ..core.progress import Event, Report, silent
+from ..core.tensors import Array, TensorSpec
+from ..pipelines.images import expand, open_image
+from ..pipelines.load import load
+from ..runtimes.base import Options, Placement, Session
+
+Recorded = dict[str, list[dict[str, Array]]]
+STEPS = 20
+LIMIT = 500_000_000  # bytes of recorded inputs of one component
+
+# Everyday subjects, styles and a few hard ones (text, hands, crowds), written for this project.
+PROMPTS = (
+    *("a happy face", "a sad face", "a red apple on a table", "a ghost", "a rocket at night", "a cactus in the desert"),
+    *("an owl", "a slice of pizza", "a cat asleep on a chair", "two dogs running on a beach", "a bowl of soup"),
+    *("a city street in the rain, photograph", "a mountain lake at dawn", "a portrait of an old man, oil painting"),
+    *("a child with an umbrella", "a green car", "a wooden house in the snow", "a bunch of flowers, watercolour"),
+    *("a crowd at a concert", "a hand holding a pen", "a sign that says open", "an astronaut riding a horse"),
+    *("a blue bird on a branch", "a glass of water", "a bicycle against a wall", "a train station, wide angle"),
+    *("a plate of fruit, still life", "a robot", "a castle on a hill", "a ship in a storm", "a clock", "a candle"),
+)
+
+
+class Recorder:
+    """A session that keeps what it is given. keep: asked with the number of the call, whether to keep that one."""
+
+    def __init__(self, session: Session, keep: Callable[[int], bool]) -> None:
+        self._session, self._keep = session, keep
+        self.calls = 0
+        self.seen: list[dict[str, Array]] = []
+
+    @property
+    def inputs(self) -> Mapping[str, TensorSpec]:
+        return self._session.inputs
+
+    @property
+    def outputs(self) -> Mapping[str, TensorSpec]:
+        return self._session.outputs
+
+    @property
+    def placement(self) -> Placement:
+        return self._session.placement
+
+    def run(self, tensors: Mapping[str, Array]) -> dict[str, Array]:
+        if self._keep(self.calls):
+            self.seen.append({name: np.array(value) for name, value in tensors.items()})
+        self.calls += 1
+        return self._session.run(tensors)
+
+    def close(self) -> None:
+        self._session.close()
+
+
+def record_inputs(
+    artifact: Artifact,
+    components: Sequence[str],
+    samples: int,
+    given: Path | None = None,
+    report: Report = silent,
+    steps: int = STEPS,
+) -> Recorded:
+    """Run the artifact's pipeline and keep up to `samples` inputs of each of `components`.
+
+    A diffusion pipeline draws as many prompts as it takes to see every timestep: the samples are spread evenly over
+    prompts and steps, which quantization ranges depend on.
+
+    Args:
+        given: a text file with one prompt a line; for a classifier a folder of pictures. None: the built-in prompts.
+
+    Raises:
+        BadInput: no prompts or pictures.
+    """
+    if "classify" in artifact.pipeline["tasks"]:
+        return _from_pictures(artifact, components, samples, given, report)
+    prompts = read_prompts(given) if given is not None else list(PROMPTS)
+    count = min(len(prompts), max(1, -(-samples // 4)))  # at least four steps of each
+    return _from_prompts(artifact, components, samples, prompts[:count], steps, report)
+
+
+def read_prompts(file: Path) -> list[str]:
+    """The lines of a text file that are not empty.
+
+    Raises:
+        BadInput: not a text file, or no prompt in it.
+    """
+    try:
+        lines = [line.strip() for line in file.read_text("utf-8").splitlines()]
+    except (OSError, UnicodeDecodeError) as exc:
+        raise BadInput(f"{file} cannot be read as text: {exc}.", "Give a text file with one prompt a line.") from exc
+    prompts = [line for line in lines if line]
+    if not prompts:
+        raise BadInput(f"{file} holds no prompt, and calibration needs some.", "Write one prompt a line into it.")
+    return prompts
+
+
+def _from_prompts(
+    artifact: Artifact, components: Sequence[str], samples: int, prompts: list[str], steps: int, report: Report
+) -> Recorded:
+    chosen = _spread(samples, len(prompts) * steps)
+
+    def keep(call: int) -> bool:
+        """Each prompt's steps are counted from another one: else all prompts would give the same few."""
+        first, step = call - call % steps, call % steps
+        return chosen(first + (step + call // steps) % steps)
+
+    with _recording(artifact, components, keep) as (pipeline, recorders):
+        for number, prompt in enumerate(prompts):
+            report(Event("calibrate", number, len(prompts), "prompts"))
+            pipeline.generate(prompt, steps=steps, seed=number)
+        return _bounded(recorders, report)
+
+
+def _from_pictures(
+    artifact: Artifact, components: Sequence[str], samples: int, given: Path | None, report: Report
+) -> Recorded:
+    if given is None:
+        raise BadInput(
+            "Calibrating a classifier needs pictures of the kind that it will see.", "Give --calibration FOLDER."
+        )
+    paths = expand([given])
+    if not paths:
+        raise BadInput(f"{given} holds no picture, and calibration needs some.", "Give a folder of PNG or JPEG files.")
+    chosen = [p for number, p in enumerate(paths) if _spread(samples, len(paths))(number)]
+    with _recording(artifact, components, lambda call: True) as (pipeline, recorders):
+        for number, path in enumerate(chosen):
+            report(Event("calibrate", number, len(chosen), "pictures"))
+            pipeline.classify([open_image(path)])
+        return _bounded(recorders, report)
+
+
+@contextmanager
+def _recording(artifact: Artifact, components: Sequence[str], keep: Callable[[int], bool]) -> Any:
+    pipeline = load(artifact, "cpu", options=Options())
+    try:
+        recorders = {name: Recorder(pipeline.sessions[name], keep) for name in components}
+        pipeline.sessions = {**pipeline.sessions, **recorders}
+        yield pipeline, recorders
+    finally:
+        pipeline.close()
+
+
+def _spread(samples: int, total: int) -> Callable[[int], bool]:
+    """Keeps `samples` of `total` calls, evenly: call i where the running share reaches the next whole number."""
+    share = min(1.0, samples / max(total, 1))
+    return lambda call: int((call + 1) * share) > int(call * share)
+
+
+def _bounded(recorders: Mapping[str, Recorder], report: Report) -> Recorded:
+    """What was seen, cut to `LIMIT` bytes a component."""
+    found: Recorded = {}
+    for name, recorder in recorders.items():
+        size = sum(value.nbytes for one in recorder.seen for value in one.values())
+        fits = len(recorder.seen) if size <= LIMIT else max(1, len(recorder.seen) * LIMIT // size)
+        if fits < len(recorder.seen):
+            report(
+                Event("calibrate", note=f"{name}: {fits} of {len(recorder.seen)} samples kept, {LIMIT / 1e6:.0f} MB")
+            )
+        step = len(recorder.seen) / fits if fits else 1
+        found[name] = [recorder.seen[int(i * step)] for i in range(fits)]
+    return found

@@ -1,0 +1,224 @@
+"""An artifact -> another: its components quantized, and written for the runtime that shall open them."""
+
+from __future__ import annotations
+
+import hashlib
+import json
+import tempfile
+from collections.abc import Mapping
+from dataclasses import dataclass, field, replace
+from pathlib import Path
+from typing import Any
+
+from ..core.artifact import MANIFEST, NOT_RUN, Artifact, Component, hash_file
+from ..core.errors import BadInput, ProofFailed, UsageError
+from ..core.machine import LIBRARIES, describe_host, versions_of
+from ..core.progress import Event, Report, silent
+from ..core.publish import link_or_copy, published
+from ..proof.numeric import NUMERIC_LIMIT, prove_numbers
+from ..proof.quality import Tolerance
+from ..quant.recipes import Recipe, recipe
+from ..quant.support import check
+from .calibrate import Recorded, record_inputs
+from .libraries import export_libraries
+
+FAILED = "failed"
+
+
+@dataclass(frozen=True)
+class Compiled:
+    """What a compilation did. notes: one line each for what a user may want to know."""
+
+    artifact: Artifact
+    notes: list[str]
+
+
+@dataclass
+class CompileJob:
+    """A compilation with its settings.
+
+    to: onnx, openvino, tensorrt-rtx or tensorrt. calibration: a file of prompts or a folder of pictures.
+    verify: True compares with `artifact` always, False never, None where that needs less than 1 GB.
+    keep_failed: publish also what is below the recipe's tolerance, marked as failed.
+    precision, compute_capability: of plans; see `plan.build_plan`.
+    """
+
+    artifact: Artifact
+    target: Path
+    to: str = "onnx"
+    recipe: Recipe = field(default_factory=lambda: recipe("fp32"))
+    calibration: Path | None = None
+    verify: bool | None = None
+    replace: bool = False
+    keep_failed: bool = False
+    precision: str = "float32"
+    compute_capability: str | None = None
+    report: Report = silent
+
+    @export_libraries()
+    def run(self) -> Compiled:
+        """Quantize, convert, prove, publish.
+
+        Raises:
+            UsageError: the recipe does not run on that target.
+            BadInput: the artifact is compiled already, or there is nothing to calibrate with.
+            ProofFailed: quality is below the recipe's tolerance; nothing was published.
+            BadInput, DiskError, Busy, MissingDependency: nothing was published.
+        """
+        given = {c.format for c in self.artifact.components.values()}
+        if given != {"onnx"}:
+            raise BadInput(
+                f"{self.artifact.root} is compiled already ({', '.join(sorted(given))}).",
+                "Compile from the artifact that `vitrify export` made, or from the model itself.",
+            )
+        if self.target.resolve() == self.artifact.root.resolve():
+            raise UsageError("The artifact would replace the one that it is made from.", "Give another folder with -o.")
+        if self.artifact.root.resolve() in self.target.resolve().parents:
+            raise UsageError("The artifact would lie in the one that it is made from.", "Give another folder with -o.")
+        notes = check(self.recipe, self.to, self.artifact.components)
+        if self.recipe.lossless and self.to == "onnx":
+            raise UsageError("An artifact in onnx and fp32 is what it is made from.", "Give --to or --quant.")
+        for note in notes:
+            self.report(Event("compile", note=note))
+        samples = self._samples()
+        with published(self.target, replace=self.replace) as root:
+            self._layout(root)
+            components = {}
+            for number, (name, component) in enumerate(self.artifact.components.items()):
+                self.report(Event(f"compile {name}", number, len(self.artifact.components), "components"))
+                components[name] = self._component(component, samples.get(name, []), root)
+            made = self._numeric(self._artifact(root, components), notes)
+            made.with_hashes().save()
+        return Compiled(Artifact.load(self.target), notes)
+
+    def _samples(self) -> Recorded:
+        if not self.recipe.calibrated:
+            return {}
+        names = [n for n in self.artifact.components if self.recipe.applies_to(n)]
+        return record_inputs(self.artifact, names, self.recipe.samples, self.calibration, self.report)
+
+    def _layout(self, root: Path) -> None:
+        """Every file of the artifact that is no graph and no weight."""
+        graphs = {c.graph for c in self.artifact.components.values()}
+        weights = {w.path for c in self.artifact.components.values() for w in c.weights}
+        for path in sorted(p for p in self.artifact.root.rglob("*") if p.is_file()):
+            name = path.relative_to(self.artifact.root).as_posix()
+            if name not in graphs | weights | {MANIFEST}:
+                link_or_copy(path, root / name)
+
+    def _component(self, component: Component, samples: list[dict[str, Any]], root: Path) -> Component:
+        if self.to == "onnx":
+            return self._quantized(component, samples, root)
+        with tempfile.TemporaryDirectory(prefix=".side-", dir=root) as side:
+            if self.recipe.weights == "nf4":
+                from .ir import write_ir
+
+                wanted = self.recipe if self.recipe.applies_to(component.name) else None
+                return write_ir(component, root, recipe=wanted, folder=_folder(component), report=self.report)
+            quantized = self._quantized(component, samples, Path(side))
+            if self.to == "openvino":
+                from .ir import write_ir
+
+                return write_ir(quantized, root, folder=_folder(component), report=self.report)
+            from .plan import build_plan
+
+            return build_plan(
+                quantized, root, flavour=self.to, precision=self.precision,
+                compute_capability=self.compute_capability, report=self.report,
+            )  # fmt: skip
+
+    def _quantized(self, component: Component, samples: list[dict[str, Any]], root: Path) -> Component:
+        """The component below `root`, in ONNX with the recipe's numbers."""
+        if not self.recipe.applies_to(component.name):
+            for path in (component.graph, *(w.path for w in component.weights)):
+                link_or_copy(component.root / path, root / path)
+            proof = {**component.proof, "numeric": NOT_RUN}
+            return replace(component, root=root, proof=proof)
+        if self.recipe.calibrated:
+            from .static import quantize_static
+
+            return quantize_static(component, self.recipe, samples, root, self.report)
+        if self.recipe.name == "int8-dynamic":
+            from .dynamic import quantize_dynamic
+
+            return quantize_dynamic(component, self.recipe, root, self.report)
+        from .quantize import quantize_weights
+
+        return quantize_weights(component, self.recipe, root, self.report)
+
+    def _artifact(self, root: Path, components: Mapping[str, Component]) -> Artifact:
+        digest = hashlib.sha256(json.dumps([self.artifact.id, self.to, self.recipe.id]).encode())
+        for name, component in sorted(components.items()):
+            files = [hash_file(component.graph_path), [w.sha256 for w in component.weights]]
+            digest.update(json.dumps([name, files]).encode())
+        versions = versions_of(LIBRARIES)
+        command = f"vitrify compile {self.artifact.name} --to {self.to}"
+        command += "" if self.recipe.lossless else f" --quant {self.recipe.id}"
+        return Artifact(
+            root=root,
+            id=digest.hexdigest(),
+            model=dict(self.artifact.model),
+            pipeline=dict(self.artifact.pipeline),
+            components=dict(components),
+            proof={"images": NOT_RUN, "labels": NOT_RUN, "machine": describe_host(), "versions": versions},
+            evaluation=dict(self.artifact.evaluation),
+            built={
+                "by": f"vitrify {versions.get('vitrify', '')}".strip(),
+                "versions": versions,
+                "command": command,
+                "from": {"id": self.artifact.id, "command": self.artifact.built.get("command")},
+            },
+        )
+
+    def _numeric(self, made: Artifact, notes: list[str]) -> Artifact:
+        need = 3 * sum(w.bytes for c in self.artifact.components.values() for w in c.weights)
+        if self.to.startswith("tensorrt"):
+            notes.append("numeric proof not run: plans run on an NVIDIA GPU alone")
+            return made
+        if self.verify is False or (self.verify is None and need > NUMERIC_LIMIT):
+            why = f"needs about {need / 1e9:.1f} GB" if self.verify is None else "not asked for"
+            notes.append(f"numeric proof not run ({why}); `vitrify verify --against {self.artifact.root}` runs it")
+            return made
+        tolerance = Tolerance.of(self.recipe)
+        try:
+            return prove_numbers(made, self.artifact, self.report, tolerance)
+        except ProofFailed as exc:
+            if not self.keep_failed:
+                fix = "Nothing was published. Keep more layers (keep=PATTERN); --keep-failed publishes it, marked."
+                raise ProofFailed(exc.what, fix) from exc
+            notes.append(f"FAILED: {exc.what}")
+            return replace(made, proof={**made.proof, "status": FAILED, "what": exc.what})
+
+
+def _folder(component: Component) -> str:
+    """Where the component's graph lies: a classifier's in the artifact's own folder, as Optimum has it."""
+    return str(Path(component.graph).parent.as_posix()).removeprefix(".")
+
+
+def compile_model(
+    artifact: str | Path,
+    target: str | Path,
+    *,
+    to: str = "onnx",
+    quant: str = "fp32",
+    calibration: str | Path | None = None,
+    verify: bool | None = None,
+    replace: bool = False,
+    report: Report = silent,
+) -> Artifact:
+    """Compile an artifact, or a model that is exported into the cache first, into the folder `target`.
+
+    Args:
+        to: onnx, openvino, tensorrt-rtx or tensorrt. quant: a recipe's id, such as "int4-weights:group=32".
+        calibration: a file of prompts, or a folder of pictures, for the recipes that need some.
+
+    Raises:
+        VitrifyError: one of its kinds; nothing half-written is left.
+    """
+    from .resolve import artifact_for
+
+    job = CompileJob(
+        artifact_for(str(artifact), report=report), Path(target), to, recipe(quant),
+        Path(calibration) if calibration is not None else None, verify, replace, report=report,
+    )  # fmt: skip
+    return job.run().artifact

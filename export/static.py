@@ -1,0 +1,210 @@
+"""int8 weights and int8 activations from recorded inputs: NNCF finds the ranges, and the artifact stores the integers.
+
+Activations are symmetric int8 without zero points: what TensorRT takes, and what ONNX Runtime 1.32 reads right (its
+propagation of QuantizeLinear mixes up the types of zero points).
+"""
+
+from __future__ import annotations
+
+import contextlib
+import logging
+import math
+import os
+import re
+import tempfile
+from collections.abc import Iterator, Sequence
+from dataclasses import replace
+from pathlib import Path
+from typing import TYPE_CHECKING
+
+import numpy as np
+
+from ..core.artifact import NOT_RUN, Component
+from ..core.errors import BadInput, MissingDependency
+from ..core.progress import Event, Report, silent
+from ..core.safetensors_header import TensorEntry, read_tensor
+from ..core.safetensors_writer import SafetensorsWriter
+from ..core.tensors import Array
+from ..quant.recipes import Recipe
+from .quantize import external_weights, find_layers, point, store_weights
+
+if TYPE_CHECKING:
+    import onnx
+    import onnx_ir as ir
+
+_EMBED = 256  # elements: smaller initializers stay in the graph
+
+
+def quantize_static(
+    component: Component,
+    recipe: Recipe,
+    samples: Sequence[dict[str, Array]],
+    root: Path,
+    report: Report = silent,
+) -> Component:
+    """Write `component` below `root` with int8 weights and activations.
+
+    Args:
+        component: format onnx, in float.
+        samples: recorded inputs of this component.
+
+    Raises:
+        BadInput: no samples, a graph that is quantized already, or NaN among the samples.
+        MissingDependency: the `quant` extra is not installed.
+        DiskError: the disk is full.
+    """
+    if not samples:
+        raise BadInput(f"{component.name} has no recorded inputs to calibrate with.", "Give prompts or pictures.")
+    for one in samples:
+        for name, value in one.items():
+            if not np.isfinite(value).all():
+                raise BadInput(f"A calibration sample of {component.name} holds NaN in {name}.", "Verify the artifact.")
+    report(Event(f"quantize {component.name}"))
+    with tempfile.TemporaryDirectory(prefix="vitrify-static-") as scratch:
+        model, kept = _float_model(component, recipe, Path(scratch))
+        quantized = _nncf(model, recipe, samples, kept, Path(scratch))
+        counts = _plain(quantized)
+        graph, entries = _external(quantized, Path(scratch))
+        layers = {}
+        if recipe.name == "int8-hybrid":
+            floats = {n: e for n, e in entries.items() if e.dtype == "F32"}
+            layers = {layer.weight: layer for layer in find_layers(graph, floats, recipe)}
+        stored = store_weights(graph, component.name, entries, layers, recipe, root, report)
+    weights = {**stored.proof, "quantized": counts["weights"] + len(layers), "calibrated_on": len(samples)}
+    proof = {"graph": component.proof.get("graph", NOT_RUN), "weights": weights, "numeric": NOT_RUN}
+    precision = {
+        **recipe.to_json(),
+        "kept": stored.kept,
+        "layers": counts["weights"] + len(layers),
+        "quantized_activations": counts["activations"],
+        "accuracy_level": 0,
+    }
+    return replace(component, graph=stored.graph, weights=(stored.file,), precision=precision, proof=proof, root=root)
+
+
+def _float_model(component: Component, recipe: Recipe, scratch: Path) -> tuple[onnx.ModelProto, list[str]]:
+    """The graph in float32 with its weights in one file of `scratch`, as NNCF wants them; and the layers to keep."""
+    import onnx_ir as ir
+
+    model = ir.load(component.graph_path)
+    entries = dict(external_weights(model, component))
+    layers = {layer.weight for layer in find_layers(model, entries, recipe)}
+    with SafetensorsWriter(scratch / "float.safetensors", {n: ("F32", e.shape) for n, e in entries.items()}) as writer:
+        for name, entry in entries.items():
+            value = model.graph.initializers[name]
+            for node in [n for n, _ in value.uses() if n.op_type == "Cast"]:
+                node.outputs[0].replace_all_uses_with(value)
+                model.graph.remove(node, safe=True)
+            writer.write(name, read_tensor(entry, "float32"))
+            point(value, writer.entries[name], entry.shape)
+    kept = [str(n.name) for n in model.graph if _stays(n, recipe, layers)]
+    return ir.to_proto(model), kept
+
+
+def _stays(node: ir.Node, recipe: Recipe, layers: set[str]) -> bool:
+    """Whether a product stays in float."""
+    if node.op_type not in ("Gemm", "Conv", "MatMul"):
+        return False
+    if node.op_type != "Conv" and recipe.name == "int8-hybrid":
+        return True
+    # without a weight it is attention: nothing to store, and probabilities over thousands of tokens fit no int8
+    return node.inputs[1] is None or node.inputs[1].name not in layers
+
+
+def _nncf(
+    model: onnx.ModelProto, recipe: Recipe, samples: Sequence[dict[str, Array]], kept: list[str], folder: Path
+) -> onnx.ModelProto:
+    with _quiet():
+        try:
+            import nncf
+            from nncf.quantization.advanced_parameters import (
+                AdvancedQuantizationParameters,
+                AdvancedSmoothQuantParameters,
+                OverflowFix,
+            )
+        except ImportError as exc:
+            raise MissingDependency(
+                f"{recipe.name} needs nncf, which does not import: {exc}.", 'pip install "vitrify[quant]"'
+            ) from exc
+        quantized: onnx.ModelProto = nncf.quantize(
+            model,
+            nncf.Dataset(list(samples)),
+            preset=nncf.QuantizationPreset.PERFORMANCE,  # symmetric: TensorRT takes no zero points
+            subset_size=len(samples),
+            model_type=nncf.ModelType.TRANSFORMER,
+            ignored_scope=nncf.IgnoredScope(names=kept, validate=False),
+            advanced_parameters=AdvancedQuantizationParameters(
+                # processors without VNNI add two products of 8 bits in 16; with 7 bits in the weights they fit
+                overflow_fix=OverflowFix.ENABLE,
+                smooth_quant_alphas=AdvancedSmoothQuantParameters(matmul=recipe.smooth or -1),
+                disable_bias_correction=True,
+                backend_params={"external_data_dir": str(folder)},
+            ),
+        )
+    return quantized
+
+
+def _plain(model: onnx.ModelProto) -> dict[str, int]:
+    """Make every quantizer symmetric int8 without a zero point; how many there are of weights and of activations."""
+    import onnx
+
+    values = {i.name: i for i in model.graph.initializer}
+    widened: set[str] = set()
+    counts = {"weights": 0, "activations": 0}
+    for node in model.graph.node:
+        if node.op_type not in ("QuantizeLinear", "DequantizeLinear") or len(node.input) < 3:
+            continue
+        zero, scale = values[node.input[2]], values[node.input[1]]
+        if onnx.numpy_helper.to_array(zero).any():
+            raise BadInput(f"{node.name} has a zero point, which this recipe does not allow.", "Report it.")
+        if zero.data_type == onnx.TensorProto.UINT8 and scale.name not in widened:
+            # what is never negative was given all 8 bits: the signed half has 7
+            wide = onnx.numpy_helper.to_array(scale) * np.float32(255 / 127)
+            scale.CopyFrom(onnx.numpy_helper.from_array(wide.astype(np.float32), scale.name))
+            widened.add(scale.name)
+        del node.input[2]
+        if node.op_type == "QuantizeLinear":
+            node.attribute.append(onnx.helper.make_attribute("output_dtype", onnx.TensorProto.INT8))
+            counts["activations"] += 1
+        elif node.input[0] in values:
+            counts["weights"] += 1
+    used = {name for node in model.graph.node for name in node.input}
+    left = [i for i in model.graph.initializer if i.name in used]
+    del model.graph.initializer[:]
+    model.graph.initializer.extend(left)
+    shapes = [v for v in model.graph.value_info if not re.match(r"d?q_output|zero_point", v.name)]
+    del model.graph.value_info[:]
+    model.graph.value_info.extend(shapes)
+    return counts
+
+
+def _external(model: onnx.ModelProto, scratch: Path) -> tuple[ir.Model, dict[str, TensorEntry]]:
+    """The model with its large initializers in a file of `scratch`, and where each of them lies."""
+    import onnx
+    import onnx_ir as ir
+
+    names = {onnx.TensorProto.FLOAT: "F32", onnx.TensorProto.INT8: "I8"}
+    large = [i for i in model.graph.initializer if i.data_type in names and math.prod(i.dims) >= _EMBED]
+    plan = {i.name: (names[i.data_type], tuple(i.dims)) for i in large}
+    with SafetensorsWriter(scratch / "quantized.safetensors", plan) as writer:
+        for initializer in large:
+            writer.write(initializer.name, onnx.numpy_helper.to_array(initializer))
+            initializer.ClearField("raw_data")
+    del model.metadata_props[:]
+    made = ir.from_proto(model)
+    for name, entry in writer.entries.items():
+        point(made.graph.initializers[name], entry, entry.shape)
+    return made, writer.entries
+
+
+@contextlib.contextmanager
+def _quiet() -> Iterator[None]:
+    """NNCF draws its own bars and logs at import; neither belongs to our progress."""
+    logger = logging.getLogger("nncf")
+    level = logger.level
+    with open(os.devnull, "w") as null, contextlib.redirect_stdout(null), contextlib.redirect_stderr(null):
+        logger.setLevel(logging.ERROR)
+        try:
+            yield
+        finally:
+            logger.setLevel(level)

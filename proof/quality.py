@@ -1,0 +1,208 @@
+"""Whole pipelines side by side: the same noise, prompts and seeds give the same pictures; the same pictures, labels."""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Callable, Mapping, Sequence
+from contextlib import AbstractContextManager
+from dataclasses import dataclass
+from typing import Any
+
+import numpy as np
+import numpy.typing as npt
+from PIL import Image
+
+from ..core.errors import ProofFailed
+from ..core.progress import Event, Report
+from ..core.tensors import Array
+from ..pipelines.settings import STAND_IN, is_exchangeable
+from ..quant.recipes import Recipe
+
+PROMPTS = (
+    *("a red apple", "a smiling face, very happy", "a small house by the sea", "an angry face"),
+    *("a yellow bird", "a car in the snow, photograph", "a full moon", "a birthday cake with candles"),
+)
+Open = Callable[[], AbstractContextManager[Any]]
+
+
+@dataclass(frozen=True)
+class Tolerance:
+    """How far an artifact may be from its reference.
+
+    psnr: dB between pictures: of the worst one where `exact`, else on average. score: largest difference of a label's
+    score. agreement: share of pictures whose best label is the same. prompts, steps: how many are drawn, and how.
+    """
+
+    psnr: float = 50.0
+    score: float = 1e-3
+    agreement: float = 1.0
+    exact: bool = True
+    prompts: int = 2
+    steps: int = 4
+
+    @classmethod
+    def of(cls, recipe: Recipe) -> Tolerance:
+        if recipe.lossless:
+            return cls()
+        return cls(recipe.min_psnr, 1.0, recipe.min_agreement, False, 8, 20)
+
+
+EXACT = Tolerance()
+
+
+@dataclass(frozen=True)
+class _Drawn:
+    pictures: list[Image.Image]
+    latents: list[list[Array]]  # of each picture, after each step
+
+
+def compare_images(reference: Open, given: Open, tolerance: Tolerance, report: Report) -> dict[str, Any]:
+    """Draw with both, at two sizes that are not the example's where numbers shall be exact, else at the model's own.
+
+    Returns:
+        {"images": PSNR (dB) and SSIM of each picture, and how far the latents are apart after each step}.
+
+    Raises:
+        ProofFailed: the pictures differ by more than the tolerance, or something draws NaN or black.
+    """
+    drawn = []
+    for number, opened in enumerate((reference, given)):
+        with opened() as pipeline:
+            report(Event("draw", number, 2, "pipelines"))
+            drawn.append(_draw(pipeline, tolerance))
+    a, b = drawn
+    values = [psnr(np.asarray(x), np.asarray(y)) for x, y in zip(a.pictures, b.pictures, strict=True)]
+    likeness = [ssim(np.asarray(x), np.asarray(y)) for x, y in zip(a.pictures, b.pictures, strict=True)]
+    finite = [min(v, 100.0) for v in values]  # two equal pictures have no finite PSNR
+    mean, worst = float(np.mean(finite)), min(values)
+    if (worst if tolerance.exact else mean) < tolerance.psnr:
+        which = "The worst picture" if tolerance.exact else "The pictures on average"
+        raise ProofFailed(
+            f"{which} differ{'s' if tolerance.exact else ''} from the reference's: PSNR "
+            f"{worst if tolerance.exact else mean:.1f} dB, at least {tolerance.psnr:.0f} is asked for.",
+            "Report the model's config.json and `vitrify doctor`." if tolerance.exact else "Use a milder recipe.",
+        )
+    return {
+        "images": {
+            "pictures": len(values),
+            "steps": tolerance.steps,
+            "min_psnr_db": worst if math.isfinite(worst) else None,
+            "mean_psnr_db": mean,
+            "psnr_db": [v if math.isfinite(v) else None for v in values],
+            "min_ssim": min(likeness),
+            "latent_error": _latent_errors(a.latents, b.latents),
+        }
+    }
+
+
+def _draw(pipeline: Any, tolerance: Tolerance) -> _Drawn:
+    latents = pipeline.settings["latents"]
+    unit = int(latents["scale"]) * max(8, int(latents.get("multiple", 1)))
+    own = pipeline.settings["size"]
+    scheduler = stand_in(pipeline.settings["scheduler"]) if tolerance.exact else STAND_IN
+    pictures, steps = [], []
+    for seed, prompt in enumerate(PROMPTS[: tolerance.prompts]):
+        height, width = ((unit, 2 * unit), (2 * unit, unit))[seed % 2] if tolerance.exact else own
+        seen: list[Array] = []
+        result = pipeline.generate(
+            prompt,
+            negative_prompt="blurry" if tolerance.exact else "",
+            width=width,
+            height=height,
+            steps=tolerance.steps,
+            seed=seed,
+            scheduler=scheduler,
+            on_step=lambda step, seen=seen: seen.append(np.array(step.latents)),
+        )
+        picture = np.asarray(result.images[0])
+        if picture.max() == picture.min():
+            raise ProofFailed(
+                f"vae_decoder draws one plain colour for {prompt!r}.", "Keep the VAE in float32, or keep more layers."
+            )
+        pictures += result.images
+        steps.append(seen)
+    return _Drawn(pictures, steps)
+
+
+def _latent_errors(a: Sequence[Sequence[Array]], b: Sequence[Sequence[Array]]) -> list[float]:
+    """After each step, the root mean square difference as a share of the reference's, averaged over the pictures."""
+    shares = [
+        [float(np.sqrt(np.square(x - y).mean() / max(np.square(x).mean(), 1e-12))) for x, y in zip(p, q, strict=True)]
+        for p, q in zip(a, b, strict=True)
+    ]
+    return [float(v) for v in np.mean(shares, axis=0)]
+
+
+def stand_in(scheduler: Mapping[str, Any]) -> str | None:
+    """The scheduler to draw with where the model's own is not one of ours; None where it is."""
+    return STAND_IN if is_exchangeable(scheduler) else None
+
+
+def compare_labels(reference: Open, given: Open, tolerance: Tolerance, report: Report) -> dict[str, Any]:
+    """Label made-up pictures of coarse to fine detail with both.
+
+    Returns:
+        {"labels": how many pictures, the largest difference of a score, and the share with the same best label}.
+
+    Raises:
+        ProofFailed: a score is further off, or fewer labels agree, than the tolerance allows.
+    """
+    pictures = _noise_pictures(4 if tolerance.exact else 64)
+    read = []
+    for opened in (reference, given):
+        with opened() as pipeline:
+            answers = pipeline.classify(pictures, top_k=None)
+        read.append([{r["label"]: r["score"] for r in a} for a in answers])
+    found = agreement(*read)
+    if not np.isfinite(found["max_score_difference"]):
+        raise ProofFailed("model gives NaN scores.", "Use a milder recipe, or keep more layers.")
+    if found["agreement"] < tolerance.agreement or found["max_score_difference"] > tolerance.score:
+        raise ProofFailed(
+            f"Labels differ from the reference's: {found['agreement']:.1%} agree, a score is off by "
+            f"{found['max_score_difference']:.2g}; {tolerance.agreement:.0%} and {tolerance.score:g} are asked for.",
+            "Report the model's config.json and `vitrify doctor`." if tolerance.exact else "Use a milder recipe.",
+        )
+    return {"labels": {"pictures": len(pictures), **found}}
+
+
+def agreement(a: Sequence[Mapping[str, float]], b: Sequence[Mapping[str, float]]) -> dict[str, float]:
+    """Of two lists of {label: score}: the largest difference of a score, and the share with the same best label."""
+    off = max(abs(x[k] - y[k]) for x, y in zip(a, b, strict=True) for k in x)
+    same = [max(x, key=x.__getitem__) == max(y, key=y.__getitem__) for x, y in zip(a, b, strict=True)]
+    return {"max_score_difference": off, "agreement": sum(same) / len(same)}
+
+
+def _noise_pictures(count: int) -> list[Image.Image]:
+    rng = np.random.default_rng(7)
+    pictures = []
+    for number in range(count):
+        side = (8, 16, 32, 64)[number % 4]
+        small = Image.fromarray(rng.integers(0, 256, (side, side, 3), dtype=np.uint8))
+        pictures.append(small.resize((256, 192), Image.Resampling.BICUBIC))
+    return pictures
+
+
+def psnr(a: npt.NDArray[Any], b: npt.NDArray[Any]) -> float:
+    """Peak signal-to-noise ratio of two uint8 pictures of one shape, in dB; inf where they are equal."""
+    mse = float(((a.astype(np.float64) - b.astype(np.float64)) ** 2).mean())
+    return math.inf if mse == 0 else 10 * math.log10(255**2 / mse)
+
+
+def ssim(a: npt.NDArray[Any], b: npt.NDArray[Any]) -> float:
+    """Structural similarity of two uint8 pictures [height, width, 3], at most 1.
+
+    Wang et al., "Image quality assessment", 2004, with its Gaussian window of 11 and 1.5, averaged over the channels.
+    """
+    x, y = a.astype(np.float64), b.astype(np.float64)
+    c1, c2 = (0.01 * 255) ** 2, (0.03 * 255) ** 2
+    mx, my = _blur(x), _blur(y)
+    vx, vy, vxy = _blur(x * x) - mx**2, _blur(y * y) - my**2, _blur(x * y) - mx * my
+    return float((((2 * mx * my + c1) * (2 * vxy + c2)) / ((mx**2 + my**2 + c1) * (vx + vy + c2))).mean())
+
+
+def _blur(image: npt.NDArray[np.float64]) -> npt.NDArray[np.float64]:
+    """Gaussian of sigma 1.5 over 11 pixels, where the window fits whole."""
+    weights = np.exp(-0.5 * (np.arange(-5, 6) / 1.5) ** 2)
+    weights /= weights.sum()
+    rows = sum(w * image[i : image.shape[0] - 10 + i] for i, w in enumerate(weights))
+    return np.asarray(sum(w * rows[:, i : rows.shape[1] - 10 + i] for i, w in enumerate(weights)))

@@ -1,0 +1,103 @@
+"""Which recipe runs on which runtime, component by component, and what it buys: asked before any work starts."""
+
+from __future__ import annotations
+
+from collections.abc import Iterable
+from dataclasses import dataclass
+
+from ..core.errors import UsageError
+from ..core.machine import cpu_info
+from .recipes import RECIPES, Recipe
+
+TARGETS = ("onnx", "openvino", "tensorrt-rtx", "tensorrt")
+_VNNI = ("avx512_vnni", "avx_vnni", "amx_int8", "i8mm", "asimddp")
+
+# recipe -> target -> why not; what is not here runs
+_REFUSED: dict[str, dict[str, str]] = {
+    "nf4-weights": {
+        "onnx": "ONNX has no nf4 type: use int4-weights, or --to openvino.",
+        "tensorrt-rtx": "TensorRT has no nf4 type: use int4-weights.",
+        "tensorrt": "TensorRT has no nf4 type: use int4-weights.",
+    },
+    "int8-dynamic": {
+        "openvino": "OpenVINO quantizes activations its own way: use int8-static.",
+        "tensorrt-rtx": "TensorRT has no dynamic int8: use int8-static.",
+        "tensorrt": "TensorRT has no dynamic int8: use int8-static.",
+    },
+}
+
+
+@dataclass(frozen=True)
+class Cell:
+    """One cell of the support matrix.
+
+    why: the reason for a no. buys: what the recipe is for there. here: what speaks against it on this machine.
+    """
+
+    recipe: str
+    target: str
+    runs: bool
+    why: str
+    buys: str
+    here: tuple[str, ...] = ()
+
+
+def matrix() -> list[Cell]:
+    """Every recipe on every target."""
+    return [cell(recipe, target) for recipe in RECIPES.values() for target in TARGETS]
+
+
+def cell(recipe: Recipe, target: str) -> Cell:
+    why = _REFUSED.get(recipe.name, {}).get(target, "")
+    if why:
+        return Cell(recipe.id, target, False, why, "")
+    # a plan holds code besides weights, and none has been run: what is true of files and CPUs is not said of it
+    buys = "fewer bits; what that buys on a GPU was not measured" if target.startswith("tensorrt") else recipe.buys
+    if recipe.lossless:
+        buys = recipe.buys
+    return Cell(recipe.id, target, True, "", buys, tuple(slower_here(recipe, target)))
+
+
+def check_target(recipe: Recipe, target: str) -> None:
+    """Refuse what no artifact would change: asked before one is opened or exported.
+
+    Raises:
+        UsageError: there is no such target, or the recipe cannot run there.
+    """
+    if target not in TARGETS:
+        raise UsageError(f"There is no target {target!r}.", f"Targets are {', '.join(TARGETS)}.")
+    if recipe.lossless and target == "onnx":
+        raise UsageError("An artifact in onnx and fp32 is what it is made from.", "Give --to or --quant.")
+    if target.startswith("tensorrt") and not recipe.symmetric:
+        raise UsageError(f"TensorRT takes no zero points, which {recipe.id} has.", "Leave symmetric=no out.")
+    found = cell(recipe, target)
+    if not found.runs:
+        what, _, fix = found.why.partition(": ")
+        raise UsageError(f"{recipe.id} does not run on {target}: {what}.", fix[0].upper() + fix[1:])
+
+
+def check(recipe: Recipe, target: str, components: Iterable[str]) -> list[str]:
+    """Warnings for a recipe that runs and may not help.
+
+    Raises:
+        UsageError: it cannot run there, or changes none of the components.
+    """
+    check_target(recipe, target)
+    names = list(components)
+    if not recipe.lossless and not any(recipe.applies_to(n) for n in names):
+        wanted = ", ".join(recipe.components)
+        raise UsageError(f"{recipe.id} is for {wanted}; this artifact has {', '.join(names)}.", "Use another recipe.")
+    return slower_here(recipe, target)
+
+
+def slower_here(recipe: Recipe, target: str) -> list[str]:
+    """A warning where integer activations gain nothing on this processor."""
+    if target.startswith("tensorrt") or "int8" not in recipe.activations:
+        return []
+    flags = {flag for key, value in cpu_info() if key in ("flags", "Features") for flag in value.split()}
+    if not flags or flags & set(_VNNI):
+        return []
+    return [
+        f"{recipe.id} needs int8 dot products (VNNI) to be quick, which this processor lacks: expect about 0.8 of "
+        "float32's time on ONNX Runtime and 0.7 on OpenVINO, for some shapes more than 1."
+    ]
