@@ -11,7 +11,7 @@ $(VENV)/.ready: pyproject.toml
 	test -x $(BIN)/python || $(PYTHON) -m venv $(VENV)
 	$(BIN)/pip install -q -U pip
 	$(BIN)/pip install -q torch==2.13.0
-	$(BIN)/pip install -q -e ".[export,onnx,torch,faces,bench,dev]"
+	$(BIN)/pip install -q -e ".[export,onnx,openvino,quant,tensorrt-rtx,torch,faces,bench,dev]"
 	touch $@
 
 .typecheck/vitrify:
@@ -26,7 +26,7 @@ test: $(VENV)/.ready
 test-slow: $(VENV)/.ready
 	$(RUN) pytest -m slow
 
-# optimum-onnx wants transformers 4, so it lives apart; the oldest versions that we support are tried here too
+# optimum-onnx wants transformers 4 and an older diffusers, the oldest that we support, so it lives apart
 .venv-optimum/.ready: pyproject.toml
 	test -x .venv-optimum/bin/python || $(PYTHON) -m venv .venv-optimum
 	.venv-optimum/bin/pip install -q -U pip

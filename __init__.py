@@ -14,17 +14,19 @@ from typing import TYPE_CHECKING, Any
 
 if TYPE_CHECKING:
     from .core.artifact import Artifact as Artifact
+    from .export.compile import compile_model as compile_model
     from .export.job import export_model as export_model
     from .pipelines.load import load as load
 
 _WHERE = {
     "Artifact": ".core.artifact",
     "VitrifyError": ".core.errors",
+    "compile_model": ".export.compile",
     "export_model": ".export.job",
     "load": ".pipelines.load",
 }
 
-__all__ = ["Artifact", "VitrifyError", "__version__", "export_model", "load"]
+__all__ = ["Artifact", "VitrifyError", "__version__", "compile_model", "export_model", "load"]
 
 
 def __getattr__(name: str) -> Any:

@@ -2,16 +2,19 @@
 
 from __future__ import annotations
 
-import re
+import errno
 import sys
 import traceback
 from pathlib import Path
-from typing import Annotated, Any
+from typing import Annotated
 
 import typer
 
 from . import screen
-from .core.errors import Cancelled, UsageError, VitrifyError
+from .arguments import Json, Offline, Revision, Token, Variant, refuse_source_options
+from .cli_compile import compile
+from .cli_run import classify, generate, use
+from .core.errors import BadInput, Cancelled, DiskError, UsageError, VitrifyError
 
 app = typer.Typer(
     name="vitrify",
@@ -23,20 +26,10 @@ app = typer.Typer(
 cache_app = typer.Typer(help="The cache of graphs and exported models.", no_args_is_help=True)
 app.add_typer(cache_app, name="cache")
 
-Json = Annotated[bool, typer.Option("--json", help="Print one JSON document on stdout.")]
-Model = Annotated[str, typer.Argument(help="An artifact's folder, a model's folder, or a hub id.")]
-DeviceOption = Annotated[str | None, typer.Option(help="cpu, cuda:0, ...; without it the best that works.")]
-Threads = Annotated[int, typer.Option(help="Threads of the runtime; 0 leaves the choice to it.", min=0)]
-Revision = Annotated[str | None, typer.Option(help="Branch, tag or commit of a hub id.")]
-Variant = Annotated[str | None, typer.Option(help="Variant of the weights, such as fp16.")]
-Token = Annotated[
-    str | None, typer.Option(help="Hub token; default: the stored one.", envvar="HF_TOKEN", show_envvar=True)
-]
-
 
 @app.command()
 def doctor(json: Json = False) -> None:
-    """Show the machine, the runtimes, their devices, and what to repair. Exits with 4 where no runtime is usable."""
+    """Show the machine, the runtimes, the recipes, and what to repair. Exits with 4 where no runtime is usable."""
     from .runtimes.doctor import examine
 
     found = examine()
@@ -47,15 +40,19 @@ def doctor(json: Json = False) -> None:
             print(f"{name:13} {', '.join(value) if isinstance(value, list) else value}")
         print()
         for name, row in found["runtimes"].items():
-            if row["usable"]:
-                print(f"{name:8} {row['version']} on {', '.join(row['devices'])}: {row['buys']}")
+            buys = row.get("buys", "")
+            if row.get("usable"):
+                print(f"{name:8} {row.get('version')} on {', '.join(row.get('devices', []))}{buys and f': {buys}'}")
             else:
-                print(f"{name:8} not usable: {row['what']} {row['fix']} ({row['buys']})")
+                what, fix = row.get("what") or "It does not say why.", row.get("fix") or ""
+                print(f"{name:8} not usable: {what} {fix}".rstrip() + (buys and f" ({buys})"))
         versions = ", ".join(f"{n} {v}" for n, v in found["export"]["versions"].items())
         print(f"{'export':8} " + (versions if found["export"]["usable"] else f"not usable: {found['export']['fix']}"))
+        print()
+        screen.print_recipes(found["recipes"])
         for problem in found["problems"]:
             print(f"\nproblem: {problem['what']}\n    fix: {problem['fix']}")
-    if not any(r["usable"] for r in found["runtimes"].values()):
+    if not any(r.get("usable") for r in found["runtimes"].values()):
         raise typer.Exit(4)
 
 
@@ -69,7 +66,7 @@ def export(
     verify: Annotated[
         bool | None, typer.Option("--verify/--no-verify", help="Numeric proof; default: where it needs under 1 GB.")
     ] = None,
-    offline: Annotated[bool, typer.Option(help="Use only what the hub's cache holds.")] = False,
+    offline: Offline = False,
     force: Annotated[bool, typer.Option(help="Replace an artifact that lies there.")] = False,
     json: Json = False,
 ) -> None:
@@ -80,8 +77,7 @@ def export(
         found = find_source(
             source, revision=revision, variant=variant, token=token, offline=True if offline else None, report=report
         )
-        name = re.sub(r"[^\w.-]+", "-", Path(source).resolve().name if Path(source).exists() else source.split("/")[-1])
-        target = output or Path(f"{name}-onnx")
+        target = output or Path(f"{found.name}-onnx")
         done = ExportJob(found, target, verify, force, report).run()
     if json:
         screen.print_json({"artifact": str(target), "notes": done.notes, "manifest": done.artifact.to_json()})
@@ -89,20 +85,37 @@ def export(
     for note in done.notes:
         print(note)
     screen.print_proofs(done.artifact)
-    print(f"{target} is ready: vitrify {_use(done.artifact)}".replace("ARTIFACT", str(target)))
+    print(f"{target} is ready: vitrify {use(done.artifact)}".replace("ARTIFACT", str(target)))
+
+
+app.command()(compile)
 
 
 @app.command()
 def verify(
     artifact: Annotated[Path, typer.Argument(help="An artifact's folder.")],
     against: Annotated[str | None, typer.Option(help="A source or another artifact; default: its own source.")] = None,
+    revision: Revision = None,
+    variant: Variant = None,
+    token: Token = None,
+    offline: Offline = False,
     json: Json = False,
 ) -> None:
     """Check an artifact's hashes, trace its weights, and compare numbers and pictures. Exits with 3 where it fails."""
     from .export.verify import verify_artifact
 
+    if against is not None:
+        refuse_source_options(Path(against), revision, variant)
     with screen.progress() as report:
-        proved = verify_artifact(artifact, against, report)
+        proved = verify_artifact(
+            artifact,
+            against,
+            revision=revision,
+            variant=variant,
+            token=token,
+            offline=True if offline else None,
+            report=report,
+        )
     if json:
         screen.print_json({"artifact": str(artifact), "proof": proved.proof, "components": screen.proofs_of(proved)})
     else:
@@ -112,7 +125,7 @@ def verify(
 @app.command()
 def inspect(
     artifact: Annotated[Path, typer.Argument(help="An artifact's folder.")],
-    checksums: Annotated[bool, typer.Option("--checksums", help="Also hash every file of weights.")] = False,
+    checksums: Annotated[bool, typer.Option("--checksums", help="Also hash every file.")] = False,
     html: Annotated[Path | None, typer.Option(help="Write the proofs as a page.")] = None,
     json: Json = False,
 ) -> None:
@@ -126,8 +139,11 @@ def inspect(
         from .proof.page import write_page
 
         write_page(found, html)
+    unhashed = found.unhashed()
+    hashed = len({path for path, _ in found.files()} - set(unhashed))
     if json:
-        screen.print_json(found.to_json() | {"checksums": "verified" if checksums else "not run"})
+        state = ("verified" if hashed else "not recorded") if checksums else "not run"
+        screen.print_json(found.to_json() | {"checksums": state, "unhashed": unhashed})
         return
     print(
         f"{found.name}: {found.model['architecture']} from {found.model['source']}, family {found.pipeline['family']}"
@@ -136,6 +152,7 @@ def inspect(
         [
             c.name,
             c.format,
+            str(c.precision.get("recipe") or "-"),
             str(c.precision.get("weights")),
             screen.megabytes(sum(w.bytes for w in c.weights)),
             screen.shapes(c.inputs),
@@ -143,143 +160,13 @@ def inspect(
         ]
         for c in found.components.values()
     ]
-    screen.table(rows, ["component", "format", "weights", "MB", "inputs", "outputs"])
+    screen.table(rows, ["component", "format", "recipe", "weights", "MB", "inputs", "outputs"])
     screen.print_proofs(found)
-    print("checksums: " + ("every file is the one that was built" if checksums else "not run (--checksums)"))
+    print("checksums: " + (screen.checksums(hashed, unhashed) if checksums else "not run (--checksums)"))
 
 
-@app.command()
-def generate(
-    model: Model,
-    prompt: Annotated[str, typer.Argument(help="What to draw; (red:1.3) weighs words.")],
-    output: Annotated[
-        Path | None, typer.Option("--output", "-o", help="PNG; default: named after prompt and seed.")
-    ] = None,
-    negative_prompt: Annotated[str, typer.Option("--negative-prompt", "-n", help="What not to draw.")] = "",
-    width: Annotated[int | None, typer.Option(help="Pixels; default: the model's own.")] = None,
-    height: Annotated[int | None, typer.Option(help="Pixels; default: the model's own.")] = None,
-    steps: Annotated[int, typer.Option(help="Denoising steps.")] = 50,
-    guidance: Annotated[
-        float, typer.Option(help="Classifier-free guidance; at 1 or less off, at half the cost.")
-    ] = 7.5,
-    seed: Annotated[int | None, typer.Option(help="Default: a random one, which is printed.")] = None,
-    scheduler: Annotated[str | None, typer.Option(help="ddim, euler, euler_a, dpmpp_2m, ...")] = None,
-    batch: Annotated[int, typer.Option(help="Pictures; the seed grows by 1 for each.", min=1)] = 1,
-    rng: Annotated[str, typer.Option(help="cpu: torch's CPU numbers; philox: CUDA's.")] = "cpu",
-    device: DeviceOption = None,
-    threads: Threads = 0,
-    revision: Revision = None,
-    variant: Variant = None,
-    token: Token = None,
-    json: Json = False,
-) -> None:
-    """Draw pictures from a prompt."""
-    from .core.progress import Event
-    from .export.resolve import artifact_for
-    from .pipelines.images import check_png_path, save_png
-    from .pipelines.load import load
-    from .runtimes.base import Options
-
-    if output is not None:
-        check_png_path(output)
-    with screen.progress() as report:
-        artifact = artifact_for(model, revision=revision, variant=variant, token=token, report=report)
-        _need(artifact, "text2img", "generate")
-        pipeline = load(artifact, device, options=Options(threads=threads), say=lambda s: screen.say(f"device: {s}"))
-        try:
-            result = pipeline.generate(
-                prompt,
-                negative_prompt=negative_prompt,
-                width=width,
-                height=height,
-                steps=steps,
-                guidance=guidance,
-                seed=seed,
-                scheduler=scheduler,
-                batch=batch,
-                rng=rng,
-                on_step=lambda s: report(Event("step", s.number, s.total, "steps")),
-            )
-        finally:
-            pipeline.close()
-    slug = "-".join(re.findall(r"\w+", prompt.lower())[:8]) or "picture"
-    first = output or Path(f"{slug}-{result.seed}.png")
-    paths = [first if batch == 1 else first.with_name(f"{first.stem}-{i + 1}{first.suffix}") for i in range(batch)]
-    for path, image, parameters in zip(paths, result.images, result.parameters, strict=True):
-        save_png(image, path, parameters | {"model": artifact.name, "artifact": artifact.id, "version": _version()})
-    if json:
-        images = [{"path": str(p), **t} for p, t in zip(paths, result.parameters, strict=True)]
-        screen.print_json({"images": images, "timings": result.timings, "placement": result.placement})
-        return
-    for path, parameters in zip(paths, result.parameters, strict=True):
-        print(
-            f"{path}  seed {parameters['seed']}, {result.timings['total']:.2f} s, "
-            f"{result.placement['unet']['provider']}"
-        )
-
-
-@app.command()
-def classify(
-    model: Model,
-    images: Annotated[list[Path], typer.Argument(help="Pictures, or folders of them.")],
-    top_k: Annotated[int, typer.Option(help="Labels a picture.")] = 5,
-    threshold: Annotated[float | None, typer.Option(help="Every label with at least this score instead.")] = None,
-    function: Annotated[str | None, typer.Option(help="softmax, sigmoid or none; default: the model's own.")] = None,
-    faces: Annotated[bool, typer.Option("--faces", help="Find faces first and classify each of them.")] = False,
-    detector: Annotated[Path | None, typer.Option(help="A YuNet ONNX file for --faces.")] = None,
-    batch: Annotated[int, typer.Option(help="Pictures a run.", min=1)] = 8,
-    device: DeviceOption = None,
-    threads: Threads = 0,
-    revision: Revision = None,
-    variant: Variant = None,
-    token: Token = None,
-    json: Json = False,
-) -> None:
-    """Label pictures."""
-    from .core.progress import Event
-    from .export.resolve import artifact_for
-    from .pipelines.images import expand, open_image
-    from .pipelines.load import load
-    from .runtimes.base import Options
-
-    if detector is not None and not faces:
-        raise UsageError("--detector finds faces.", "Give --faces too.")
-    paths = expand(images)
-    pictures = [open_image(p) for p in paths]
-    with screen.progress() as report:
-        artifact = artifact_for(model, revision=revision, variant=variant, token=token, report=report)
-        _need(artifact, "classify", "classify")
-        # few pictures: weights that stay mapped open at once; many: each run should be fast
-        options = Options(threads=threads, prepack=len(pictures) > 16, arena=len(pictures) > 16)
-        pipeline = load(artifact, device, options=options, say=lambda s: screen.say(f"device: {s}"))
-        try:
-            answers = pipeline.classify(
-                pictures,
-                top_k=top_k,
-                function=function,
-                threshold=threshold,
-                faces=faces,
-                detector=detector,
-                batch=batch,
-                on_batch=lambda done, total: (
-                    report(Event("classify", done, total, "pictures")) if total > batch else None
-                ),
-            )
-        finally:
-            pipeline.close()
-    kind = "faces" if faces else "labels"
-    if json:
-        results = [{"image": str(p), kind: a} for p, a in zip(paths, answers, strict=True)]
-        screen.print_json({"results": results, "timings": pipeline.timings, "placement": pipeline.placement})
-        return
-    for path, answer in zip(paths, answers, strict=True):
-        if not faces:
-            print(f"{path}  {screen.scores(answer)}")
-        for face in answer if faces else []:
-            box = face["box"]
-            print(f"{path}  {box['left']},{box['top']} {box['width']}x{box['height']}  {screen.scores(face['labels'])}")
-        if faces and not answer:
-            print(f"{path}  no face found")
+app.command()(generate)
+app.command()(classify)
 
 
 @app.command()
@@ -362,9 +249,15 @@ def main() -> None:
         sys.exit(0)  # the reader of a pipe has what it wanted
     except Exception as exc:
         if hasattr(exc, "format_message"):  # the parser's own errors
+            if type(exc).__name__ == "NoArgsIsHelpError":  # the help is shown, and nothing more is to be said
+                print(exc.format_message(), end="")
+                sys.exit(2)
             context = getattr(exc, "ctx", None)
             where = context.command_path if context is not None else "vitrify"
             screen.print_error(UsageError(exc.format_message(), f"See {where} --help."), as_json)
+            sys.exit(2)
+        if isinstance(exc, OSError) and exc.errno is not None:
+            screen.print_error(_of_the_system(exc), as_json)
             sys.exit(2)
         traceback.print_exc()
         fault = VitrifyError(
@@ -374,15 +267,13 @@ def main() -> None:
         sys.exit(1)
 
 
-def _need(artifact: Any, task: str, command: str) -> None:
-    if task not in artifact.pipeline.get("tasks", []):
-        raise UsageError(f"{artifact.name} cannot {command}.", f"Use: vitrify {_use(artifact)}.")
-
-
-def _use(artifact: Any) -> str:
-    if "classify" in artifact.pipeline.get("tasks", []):
-        return "classify ARTIFACT picture.png"
-    return 'generate ARTIFACT "a prompt" -o out.png'
+def _of_the_system(exc: OSError) -> VitrifyError:
+    """What the system said of a path that no room looked at closer, as where arguments are in the wrong order."""
+    name = str(exc.filename or exc.filename2 or "A file")
+    shown = name if len(name) <= 80 else f"{name[:77]}..."
+    if exc.errno in (errno.ENOSPC, errno.EDQUOT, errno.EROFS, errno.EIO):
+        return DiskError(f"{shown}: {exc.strerror}.", "Check the disk, or use another folder.")
+    return BadInput(f"{shown}: {exc.strerror}.", "Check the path, its permissions, and the order of the arguments.")
 
 
 def _version() -> str:

@@ -7,10 +7,14 @@ import sys
 import time
 from collections.abc import Iterator
 from contextlib import contextmanager
+from pathlib import Path
 from typing import Any
 
 from .core.errors import VitrifyError
 from .core.progress import Event, Report
+from .proof.words import in_words
+
+FAILED = "failed"
 
 
 def print_json(data: Any) -> None:
@@ -21,8 +25,13 @@ def print_json(data: Any) -> None:
 def print_error(exc: VitrifyError, as_json: bool) -> None:
     """The error on stderr; with `as_json` also as {"error": {code, what, fix}} on stdout."""
     if as_json:
-        print_json({"error": {"code": exc.code, "what": exc.what, "fix": exc.fix}})
+        print_json({"error": error_of(exc)})
     print(f"error: {exc.what}\n  fix: {exc.fix}", file=sys.stderr)
+
+
+def error_of(exc: VitrifyError) -> dict[str, str]:
+    """An error as every JSON document holds it."""
+    return {"code": exc.code, "what": exc.what, "fix": exc.fix}
 
 
 def say(line: str) -> None:
@@ -95,35 +104,89 @@ def proofs_of(artifact: Any) -> dict[str, Any]:
     return {n: c.proof for n, c in artifact.components.items()}
 
 
+def failure_of(artifact: Any) -> str | None:
+    """What the proof said that an artifact failed and was published all the same; None of any other."""
+    if artifact.proof.get("status") != FAILED:
+        return None
+    return str(artifact.proof.get("what") or "it does not say how")
+
+
 def print_proofs(artifact: Any) -> None:
     """What was proved, on stdout."""
-
-    def figure(proof: Any) -> str:
-        if not isinstance(proof, dict):
-            return str(proof)
-        if "tensors" in proof:
-            return f"{proof['tensors']} tensors traced"
-        return f"max error {proof['max_abs']:.1e} ({proof['relative']:.1e} of the range)"
-
     rows = [
-        [n, *(figure(c.proof.get(k, "not run")) for k in ("graph", "weights", "numeric"))]
+        [n, *(in_words(c.proof.get(k, "not run")) for k in ("graph", "weights", "numeric"))]
         for n, c in artifact.components.items()
     ]
     table(rows, ["component", "graph proof", "weights proof", "numeric proof"])
     images, labels = artifact.proof.get("images"), artifact.proof.get("labels")
     if isinstance(images, dict):
-        worst = images["min_psnr_db"]
-        print(
-            f"pictures: {images['pictures']} drawn, "
-            + ("identical" if worst is None else f"PSNR at least {worst:.1f} dB")
-        )
+        print(f"pictures: {in_words(images)}")
     if isinstance(labels, dict):
-        print(f"labels: {labels['pictures']} pictures, scores within {labels['max_score_difference']:.1e}")
+        print(f"labels: {in_words(labels)}")
+    failed = failure_of(artifact)
+    if failed is not None:
+        print(f"FAILED: {failed}")
+
+
+def print_recipes(recipes: dict[str, Any]) -> None:
+    """Which recipe runs on which target, and what speaks against it, on stdout."""
+    targets = list(dict.fromkeys(target for row in recipes.values() for target in row["targets"]))
+    rows = [
+        [name, *("yes" if row["targets"][t]["runs"] else "no" for t in targets), row["buys"]]
+        for name, row in recipes.items()
+    ]
+    table(rows, ["recipe", *targets, "what it buys"])
+    plans = [t for t in targets if t.startswith("tensorrt")]
+    if plans:
+        print(f"What a recipe buys on {' and '.join(plans)} was not measured.")
+    for name, row in recipes.items():
+        refused: dict[str, list[str]] = {}
+        for target, cell in row["targets"].items():
+            if not cell["runs"]:
+                refused.setdefault(cell["why"], []).append(target)
+        for why, where in refused.items():
+            print(f"{name} not on {' and '.join(where)}: {why}")
+        for line in row["here"]:
+            print(f"on this machine: {line}")
+
+
+def placements(placement: dict[str, dict[str, str]]) -> str:
+    """What ran the components, on one line; each kind of placement once."""
+    lines = (
+        f"{p.get('runtime')} {p.get('provider')} on {p.get('device')}, {p.get('precision')}" for p in placement.values()
+    )
+    return "; ".join(dict.fromkeys(lines))
+
+
+def checksums(hashed: int, unhashed: list[str]) -> str:
+    """What the hashes say, where all that are recorded were right."""
+    if not hashed:
+        return "not recorded in this folder"
+    line = f"{hashed} files are those that were built"
+    if unhashed:
+        more = f" and {len(unhashed) - 5} more" if len(unhashed) > 5 else ""
+        line += f"; {len(unhashed)} have no recorded hash: {', '.join(unhashed[:5])}{more}"
+    return line
+
+
+def print_answer(path: Path, answer: list[dict[str, Any]], faces: bool, error: VitrifyError | None) -> None:
+    """The labels of a picture, or of each face in it, on stdout; the error that it met on stderr."""
+    if error is not None:
+        say(f"{path}  {error.what}")
+    elif not faces:
+        print(f"{path}  {scores(answer)}")
+    elif not answer:
+        print(f"{path}  no face found")
+    else:
+        for face in answer:
+            box = face["box"]
+            print(f"{path}  {box['left']},{box['top']} {box['width']}x{box['height']}  {scores(face['labels'])}")
 
 
 def scores(labels: list[dict[str, Any]]) -> str:
     """Labels and their scores on one line."""
-    return "  ".join(f"{x['label']} {x['score']:.3f}" for x in labels) or "no label reaches the threshold"
+    said = (f"{x.get('label')} {x['score']:.3f}" if x.get("score") is not None else str(x.get("label")) for x in labels)
+    return "  ".join(said) or "no label reaches the threshold"
 
 
 def shapes(specs: Any) -> str:

@@ -10,12 +10,12 @@ import hashlib
 import json
 import os
 from collections.abc import Iterator, Mapping
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from pathlib import Path, PurePosixPath, PureWindowsPath
 from typing import Any
 
-from .errors import BadArtifact
-from .publish import disk_errors
+from .errors import BadArtifact, Busy
+from .publish import disk_errors, locked
 from .tensors import TensorSpec
 
 SCHEMA = 1
@@ -29,11 +29,18 @@ Json = dict[str, Any]
 
 @dataclass(frozen=True)
 class WeightFile:
-    """A file of weights inside the artifact: path from the folder's root, size in bytes, sha256 in hex."""
+    """A file inside the artifact, mostly of weights: path from the folder's root, size in bytes, sha256 in hex."""
 
     path: str
     bytes: int
     sha256: str | None = None
+
+    def to_json(self) -> Json:
+        return {"path": self.path, "bytes": self.bytes, "sha256": self.sha256}
+
+    @classmethod
+    def from_json(cls, data: Json) -> WeightFile:
+        return cls(data["path"], int(data["bytes"]), data.get("sha256"))
 
 
 @dataclass(frozen=True)
@@ -66,7 +73,7 @@ class Component:
         return {
             "format": self.format,
             "graph": self.graph,
-            "weights": [{"path": w.path, "bytes": w.bytes, "sha256": w.sha256} for w in self.weights],
+            "weights": [w.to_json() for w in self.weights],
             "inputs": [spec.to_json(name) for name, spec in self.inputs.items()],
             "outputs": [spec.to_json(name) for name, spec in self.outputs.items()],
             "shapes": {k: list(v) for k, v in self.shapes.items()},
@@ -84,7 +91,7 @@ class Component:
             graph=str(data["graph"]),
             inputs={s["name"]: TensorSpec.from_json(s) for s in data["inputs"]},
             outputs={s["name"]: TensorSpec.from_json(s) for s in data["outputs"]},
-            weights=tuple(WeightFile(w["path"], int(w["bytes"]), w.get("sha256")) for w in data.get("weights", [])),
+            weights=tuple(WeightFile.from_json(w) for w in data.get("weights", [])),
             shapes={k: (int(v[0]), int(v[1]), int(v[2])) for k, v in data.get("shapes", {}).items()},
             precision=dict(data.get("precision", {})),
             requires=dict(data.get("requires", {})),
@@ -99,6 +106,7 @@ class Artifact:
     """A folder of components and everything needed to run them.
 
     model: source, architecture, revision. pipeline: family, tasks, scheduler, tokenizers, labels, preprocessing.
+    others: every file that is no weight (graphs, configs, tokenizers), as `with_hashes` found it.
     """
 
     root: Path
@@ -109,6 +117,7 @@ class Artifact:
     proof: Json = field(default_factory=dict)
     evaluation: Json = field(default_factory=dict)
     built: Json = field(default_factory=dict)
+    others: tuple[WeightFile, ...] = ()
 
     @property
     def name(self) -> str:
@@ -124,6 +133,7 @@ class Artifact:
             "proof": self.proof,
             "evaluation": self.evaluation,
             "built": self.built,
+            "files": [f.to_json() for f in self.others],
         }
 
     def save(self) -> None:
@@ -131,14 +141,27 @@ class Artifact:
 
         Raises:
             DiskError: the disk is full or read-only; the manifest that was there stays.
+            Busy: another process is writing the folder, or has put another artifact there meanwhile.
         """
-        scratch = self.root / f".{MANIFEST}.part"
-        with disk_errors(self.root):
+        with disk_errors(self.root), locked(self.root.resolve()):
+            if is_artifact(self.root) and _read_manifest(self.root / MANIFEST).get("id") != self.id:
+                raise Busy(f"{self.root} was replaced by another artifact meanwhile.", "Run it again.")
+            scratch = self.root / f".{MANIFEST}.part"
             try:
                 scratch.write_text(json.dumps(self.to_json(), indent=1) + "\n", encoding="utf-8")
                 os.replace(scratch, self.root / MANIFEST)
             finally:
                 scratch.unlink(missing_ok=True)
+
+    def with_hashes(self) -> Artifact:
+        """The same with size and sha256 of every file in the folder that is no component's weights."""
+        weights = {w.path for c in self.components.values() for w in c.weights}
+        found = []
+        for path in sorted(p for p in self.root.rglob("*") if p.is_file()):
+            name = path.relative_to(self.root).as_posix()
+            if name not in weights and name != MANIFEST:
+                found.append(WeightFile(name, path.stat().st_size, hash_file(path)))
+        return replace(self, others=tuple(found))
 
     @classmethod
     def load(cls, root: Path, *, checksums: bool = False) -> Artifact:
@@ -159,7 +182,14 @@ class Artifact:
                 proof=dict(data.get("proof", {})),
                 evaluation=dict(data.get("evaluation", {})),
                 built=dict(data.get("built", {})),
+                others=tuple(WeightFile.from_json(f) for f in data.get("files", [])),
             )
+            for table, entries in (
+                (artifact.model, ("architecture", "source")),
+                (artifact.pipeline, ("family", "tasks")),
+            ):
+                for entry in entries:
+                    table[entry]  # what every reader shows
             named = list(artifact.files())
         except (KeyError, TypeError, ValueError, AttributeError, IndexError, OverflowError) as exc:
             raise BadArtifact(
@@ -180,6 +210,19 @@ class Artifact:
                 yield weight.path, component.format
         for path in dict(self.pipeline.get("files", {})).values():
             yield path, "data"
+        for other in self.others:
+            yield other.path, "data"
+
+    def recorded(self) -> Iterator[WeightFile]:
+        """Every file whose size the manifest holds."""
+        for component in self.components.values():
+            yield from component.weights
+        yield from self.others
+
+    def unhashed(self) -> list[str]:
+        """The files that the manifest names and holds no hash of: all, in a folder that another tool wrote."""
+        hashed = {f.path for f in self.recorded() if f.sha256}
+        return sorted({path for path, _ in self.files()} - hashed)
 
     def verify(self, *, checksums: bool = False) -> None:
         """Hold the folder against its manifest.
@@ -194,19 +237,18 @@ class Artifact:
                 raise BadArtifact(f"{path} may be a pickle, which can run code when loaded.", "Use safetensors files.")
             if not (self.root / path).is_file():
                 raise BadArtifact(f"{self.root / path} is missing.", "Copy the whole folder again or export again.")
-        for component in self.components.values():
-            for weight in component.weights:
-                size = (self.root / weight.path).stat().st_size
-                if size != weight.bytes:
-                    raise BadArtifact(
-                        f"{weight.path} has {size} bytes, the manifest says {weight.bytes}.",
-                        "Copy the file again or export again.",
-                    )
-                if checksums and weight.sha256 and hash_file(self.root / weight.path) != weight.sha256:
-                    raise BadArtifact(
-                        f"{weight.path} is not the file that was built: its sha256 differs from the manifest's.",
-                        "Copy the file again or export again.",
-                    )
+        for file in self.recorded():
+            size = (self.root / file.path).stat().st_size
+            if size != file.bytes:
+                raise BadArtifact(
+                    f"{file.path} has {size} bytes, the manifest says {file.bytes}.",
+                    "Copy the file again or export again.",
+                )
+            if checksums and file.sha256 and hash_file(self.root / file.path) != file.sha256:
+                raise BadArtifact(
+                    f"{file.path} is not the file that was built: its sha256 differs from the manifest's.",
+                    "Copy the file again or export again.",
+                )
 
 
 def check_inside(root: Path, path: str) -> None:
@@ -231,6 +273,16 @@ def hash_file(path: Path) -> str:
     """sha256 of a file, in hex; reads 8 MB at a time."""
     with path.open("rb") as stream:
         return hashlib.file_digest(stream, "sha256").hexdigest()
+
+
+def identity(component: Component, weight: WeightFile) -> list[Any]:
+    """What tells these weights from any others, without reading gigabytes at each start.
+
+    The manifest's hash alone would serve the old weights when a file was swapped and the manifest was not.
+    """
+    path = component.root / weight.path
+    stat = path.stat()
+    return [weight.path, weight.sha256 or hash_file(path), stat.st_size, stat.st_mtime_ns, stat.st_ino]
 
 
 def is_artifact(path: Path) -> bool:

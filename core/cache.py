@@ -69,14 +69,18 @@ class Cache:
         return path
 
     @contextmanager
-    def put(self, kind: str, key: str) -> Iterator[Path]:
+    def put(self, kind: str, key: str, *, exclusive: bool = False) -> Iterator[Path]:
         """A temporary folder that becomes the entry when the block ends well; then the bound is kept.
 
         An entry larger than the bound is dropped at once, and one that another process is writing is left to it: ask
         `get` what is there.
 
+        Args:
+            exclusive: where another process writes the entry, raise Busy instead of doing its work a second time.
+
         Raises:
             DiskError: the cache cannot be written.
+            Busy: with `exclusive` alone.
         """
         path = self.root / kind / key
         if path.is_dir() and not (path / _MARK).exists():
@@ -85,6 +89,8 @@ class Cache:
             try:
                 scratch = stack.enter_context(published(path, replace=True, marker=_MARK))
             except Busy:  # another process writes the same content
+                if exclusive:
+                    raise
                 yield Path(stack.enter_context(tempfile.TemporaryDirectory(prefix="vitrify-")))
                 return
             yield scratch

@@ -8,6 +8,12 @@ import platform
 from collections.abc import Iterable
 from pathlib import Path
 
+# distributions whose version can change what an artifact computes
+LIBRARIES = (
+    *("vitrify", "torch", "diffusers", "transformers", "onnx", "onnxscript", "onnxruntime", "openvino"),
+    *("tensorrt-rtx-cu12", "nncf", "bitsandbytes", "torchao", "numpy"),
+)
+
 
 def installed(distribution: str) -> str | None:
     """The version of a distribution; None where it is not installed."""
@@ -50,3 +56,13 @@ def memory() -> int | None:
         return os.sysconf("SC_PHYS_PAGES") * os.sysconf("SC_PAGE_SIZE")
     except (AttributeError, ValueError, OSError):
         return None
+
+
+def describe_host() -> dict[str, str]:
+    """What a proof ran on, in a few words: a manifest goes to others."""
+    return {
+        "system": platform.system(),
+        "machine": platform.machine(),
+        "cpu": cpu_model(),
+        "python": platform.python_version(),
+    }

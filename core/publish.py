@@ -16,21 +16,39 @@ from filelock import FileLock, Timeout
 from .errors import BadInput, Busy, DiskError
 
 _OLD = "-old"
+_FULL = (errno.ENOSPC, errno.EDQUOT)
 
 
 @contextmanager
 def disk_errors(where: Path) -> Iterator[None]:
-    """Translate a full, read-only or failing disk under `where` into one DiskError."""
+    """Translate what the system says of `where`, or of another file that it names, into one DiskError or BadInput."""
     try:
         yield
     except OSError as exc:
-        if exc.errno in (errno.ENOSPC, errno.EDQUOT):
-            raise DiskError(f"The disk that holds {where} is full.", "Free some space, then run it again.") from exc
+        # of two files, a copy's disk is the second's
+        name = (exc.errno in _FULL and exc.filename2) or exc.filename
+        named = Path(os.fsdecode(name)) if isinstance(name, str | bytes) else where
+        elsewhere = not _stands_for(where, named)
+        place, choose = (named, "Check that file.") if elsewhere else (where, "Choose another folder with -o.")
+        if exc.errno in _FULL:
+            raise DiskError(f"The disk that holds {place} is full.", "Free some space, then run it again.") from exc
         if exc.errno in (errno.EROFS, errno.EACCES, errno.EPERM):
-            raise DiskError(f"{where} cannot be written: {exc.strerror}.", "Choose another folder with -o.") from exc
+            what = "read or written" if elsewhere else "written"
+            raise DiskError(f"{place} cannot be {what}: {exc.strerror}.", choose) from exc
         if exc.errno in (errno.EIO, errno.EFBIG):
-            raise DiskError(f"Writing {where} failed: {exc.strerror}.", "Check the disk, then run it again.") from exc
+            raise DiskError(f"Writing {place} failed: {exc.strerror}.", "Check the disk, then run it again.") from exc
+        if exc.errno in (errno.ENAMETOOLONG, errno.ENOTDIR, errno.EEXIST, errno.EISDIR, errno.ELOOP):
+            raise BadInput(f"{str(place)[:200]} cannot be made: {exc.strerror}.", choose) from exc
         raise
+
+
+def _stands_for(where: Path, named: Path) -> bool:
+    """Whether the user knows `named` as `where`: it is on the way there, below, or a temporary folder beside it."""
+    place, file = Path(os.path.realpath(where)), Path(os.path.realpath(named))
+    if place.is_relative_to(file):
+        return True
+    beside = file.relative_to(place.parent).parts if file.is_relative_to(place.parent) else ("",)
+    return beside[0] == place.name or beside[0].startswith(f".{place.name}.")
 
 
 @contextmanager
@@ -49,7 +67,8 @@ def published(target: Path, *, replace: bool = False, marker: str = "artifact.js
         Busy: another process is writing it.
         DiskError: the disk is full or read-only.
     """
-    target = target.resolve()  # where it is a link, the folder that it names is written, not the link
+    # where it is a link, the folder that it names is written, not the link
+    target = Path(os.path.realpath(target))  # unlike resolve(), it bears links that lead in a circle
     with disk_errors(target):
         target.parent.mkdir(parents=True, exist_ok=True)
         with locked(target):

@@ -9,6 +9,7 @@ import importlib
 import importlib.metadata
 import importlib.util
 from collections.abc import Callable
+from contextlib import suppress
 from dataclasses import dataclass
 from typing import Any
 
@@ -29,7 +30,10 @@ class RuntimeRow:
 
 RUNTIMES: dict[str, RuntimeRow] = {
     "onnx": RuntimeRow("vitrify.runtimes.ort", "onnx", "onnxruntime", ("onnx",)),
+    "openvino": RuntimeRow("vitrify.runtimes.ov", "openvino", "openvino", ("openvino", "onnx")),
     "torch": RuntimeRow("vitrify.runtimes.torch", "torch", "torch", ("torch",)),
+    "tensorrt-rtx": RuntimeRow("vitrify.runtimes.trt_rtx", "tensorrt-rtx", "tensorrt_rtx", ("tensorrt-rtx",)),
+    "tensorrt": RuntimeRow("vitrify.runtimes.trt_full", "tensorrt", "tensorrt", ("tensorrt",)),
 }
 
 
@@ -81,16 +85,29 @@ def _import(load: Callable[[], Any], name: str, package: str, library: str) -> A
         ) from exc
 
 
-def runtime_for(format: str) -> str:
+def runtime_for(format: str, named: str | None = None) -> str:
     """The name of the runtime that opens components of this format.
 
+    Args:
+        named: a runtime that was asked for; it must open the format.
+
     Raises:
-        UsageError: none does.
+        UsageError: none does, or the one that was named does not.
+        MissingDependency: the one that was named cannot be imported.
     """
+    if named is not None:
+        opens = RUNTIMES[named].formats if named in RUNTIMES else tuple(load_runtime(named).formats)
+        if format not in opens:
+            raise UsageError(
+                f"The {named} runtime opens {', '.join(opens)} components, not {format}.",
+                f"Leave the runtime out: {format} components run on another one.",
+            )
+        return named
     for name, row in RUNTIMES.items():
         if format in row.formats:
             return name
     for entry in _added():
-        if entry.name == format:
-            return entry.name
+        with suppress(MissingDependency):  # another package's trouble, told where that runtime is named
+            if format in load_runtime(entry.name).formats:
+                return entry.name
     raise UsageError(f"No runtime opens {format!r} components.", f"Runtimes are {', '.join(runtime_names())}.")

@@ -20,7 +20,7 @@ from PIL import Image
 from ..core.artifact import Artifact
 from ..core.progress import Event, Report
 from ..pipelines.load import load
-from ..proof.numeric import psnr
+from ..proof.quality import psnr
 from ..runtimes.base import Options
 
 DRAWN = 5  # rounds, after one that is not counted

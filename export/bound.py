@@ -8,7 +8,7 @@ from pathlib import Path
 
 from ..core.cache import Cache, key_of
 from ..core.safetensors_header import TensorEntry, read_header
-from .graphs import version
+from .libraries import version
 from .spec import ComponentSpec, Config
 
 KIND = "bindings"
@@ -36,8 +36,8 @@ def entries_for(
     from .names import bind_module
 
     bindings = bind_module(meta_module(spec, config), checkpoint)
-    entries = {n: e for n, e in bindings.linked.items() if not n.startswith(spec.unused or ("\0",))}
-    wanted = {n: t for n, t in bindings.transforms.items() if not n.startswith(spec.unused or ("\0",))}
+    entries = {n: e for n, e in bindings.linked.items() if not n.startswith(spec.unused)}
+    wanted = {n: t for n, t in bindings.transforms.items() if not n.startswith(spec.unused)}
     if wanted:
         from safetensors.torch import save_file
 

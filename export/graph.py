@@ -17,7 +17,8 @@ from typing import TYPE_CHECKING, Any
 
 from ..core.errors import BadInput
 from ..core.tensors import DType
-from .names import COMPUTED
+from .binding import COMPUTED
+from .libraries import library_that_failed
 from .spec import ComponentSpec
 
 if TYPE_CHECKING:
@@ -38,13 +39,10 @@ def graph_from_module(spec: ComponentSpec, config: dict[str, Any]) -> ir.Model:
     Raises:
         BadInput: the config does not build, or the module cannot be traced.
     """
-    import onnx_ir as ir
     import torch
 
-    from ..runtimes.torch.modules import build
-
     with quiet():
-        module, fake = _weightless(lambda: _built(spec, lambda: build(spec.kind, config)))
+        module, fake = _weightless(lambda: _built(spec, config))
         example = spec.example(config)
         arguments = []
         with fake:
@@ -69,6 +67,8 @@ def graph_from_module(spec: ComponentSpec, config: dict[str, Any]) -> ir.Model:
                     output_names=list(spec.outputs(config)),
                 )
         except Exception as exc:
+            if library_that_failed(exc):
+                raise
             raise BadInput(
                 f"{spec.name} could not be traced: {type(exc).__name__}: {(str(exc).splitlines() or [''])[0]}",
                 "Report the model's config.json; `vitrify doctor` lists the versions in use.",
@@ -85,7 +85,6 @@ def graph_from_module(spec: ComponentSpec, config: dict[str, Any]) -> ir.Model:
         if value.name is not None and value.name.startswith(_PREFIX) and value.const_value is None:
             raise BadInput(f"{value.name} came out of the trace without a value.", "Report the model's config.json.")
     model.producer_name, model.producer_version = "vitrify", None
-    del ir
     return model
 
 
@@ -102,22 +101,25 @@ def meta_module(spec: ComponentSpec, config: dict[str, Any]) -> torch.nn.Module:
     """
     from accelerate import init_empty_weights
 
-    from ..runtimes.torch.modules import build
-
     with quiet(), init_empty_weights(include_buffers=False):
-        return _built(spec, lambda: build(spec.kind, config)).module  # type: ignore[return-value]
+        return _built(spec, config).module  # type: ignore[return-value]
 
 
-def _built(spec: ComponentSpec, make: Any) -> torch.nn.Module:
+def _built(spec: ComponentSpec, config: dict[str, Any]) -> torch.nn.Module:
+    from ..runtimes.torch.modules import KINDS, build
+
+    _, load_class = KINDS[spec.kind]
+    load_class()  # what its import raises says nothing about the config
     try:
-        module: torch.nn.Module = make()
+        return build(spec.kind, config)
     except Exception as exc:  # the libraries raise whatever a config of theirs leads to
+        if library_that_failed(exc):  # they also import their parts late
+            raise
         first = (str(exc).splitlines() or [""])[0]
         raise BadInput(
             f"{spec.name} cannot be built from its config.json: {type(exc).__name__}: {first}",
             "Check that config.json is the model's own.",
         ) from exc
-    return module
 
 
 def _weightless(make: Any) -> tuple[torch.nn.Module, Any]:

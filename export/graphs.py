@@ -5,17 +5,14 @@ from __future__ import annotations
 import json
 import shutil
 import tempfile
-from collections.abc import Iterator
-from contextlib import contextmanager
 from dataclasses import dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from ..core.cache import Cache, key_of
-from ..core.errors import MissingDependency
-from ..core.machine import installed
 from ..core.progress import Event, Report
 from .graph import OPSET, graph_from_module, operators
+from .libraries import version
 from .spec import ComponentSpec, Config
 from .twin import prove_graph
 
@@ -61,29 +58,6 @@ def graph_parts(spec: ComponentSpec, config: Config) -> dict[str, Any]:
         "form": FORM,
         "versions": {n: version(n) for n in names},
     }
-
-
-def version(library: str) -> str:
-    """The installed version of an export library, without importing it.
-
-    Raises:
-        MissingDependency: it is not installed.
-    """
-    found = installed(library)
-    if found is None:
-        raise MissingDependency(f"Export needs {library}, which is not installed.", 'pip install "vitrify[export]"')
-    return found
-
-
-@contextmanager
-def export_libraries() -> Iterator[None]:
-    """Translate the import of an export library that is not there, wherever in an export it happens."""
-    try:
-        yield
-    except ModuleNotFoundError as exc:
-        raise MissingDependency(
-            f"Export needs {exc.name}, which is not installed.", 'pip install "vitrify[export]"'
-        ) from exc
 
 
 def graph_for(spec: ComponentSpec, config: Config, cache: Cache, report: Report) -> Graph:

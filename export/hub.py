@@ -20,6 +20,7 @@ from typing import TYPE_CHECKING, Any
 from ..core.errors import BadInput, DiskError, MissingDependency, VitrifyError
 from ..core.progress import Event, Report, silent
 from ..core.safetensors_header import OTHER_FRAMEWORKS, PICKLES, STEMS
+from .source import PREPROCESSOR, check_supported, describe_source
 
 if TYPE_CHECKING:
     import types
@@ -45,6 +46,10 @@ class Fetched:
 
     folder: Path
     revision: str
+
+
+class _Lacking(BadInput):
+    """A snapshot that does not hold what is needed; the Hub may have what a cache has not."""
 
 
 @dataclass(frozen=True)
@@ -90,7 +95,8 @@ def fetch(
 
     Raises:
         BadInput: no such repository, revision or variant; gated or private; a bad token; offline and not in the cache;
-            the Hub cannot be reached; pickles only; not a model's repository.
+            the Hub cannot be reached; pickles only; not a model's repository; a model that is not supported, before
+            any of its weights are fetched.
         DiskError: no room, or the cache cannot be written.
         MissingDependency: huggingface_hub is not installed.
     """
@@ -102,7 +108,7 @@ def fetch(
             snapshot = _cached(library, repo_id, revision, cache)
             try:
                 return _collect(repo_id, snapshot, variant, report or silent)
-            except BadInput as exc:  # the Hub may have what the cache has not
+            except _Lacking as exc:
                 raise BadInput(f"In the cache (offline): {exc.what}", ONLINE) from exc
         snapshot = _remote(library, repo_id, revision, token, endpoint, cache)
         return _collect(repo_id, snapshot, variant, report or silent)
@@ -173,16 +179,19 @@ def _cached(library: Any, repo_id: str, revision: str | None, cache: Path | None
 def _collect(repo_id: str, snapshot: _Snapshot, variant: str | None, report: Report) -> Fetched:
     """Have every file that is needed on disk.
 
-    Weights come last: a cache that has them all is whole, which is all that can be known offline.
+    Weights come last: a cache that has them all is whole, which is all that can be known offline; and a model that
+    is not supported is refused for what its configs say, a few kB instead of gigabytes.
     """
     names = snapshot.sizes
     root = _root(repo_id, names)
     path = snapshot.get(root)
+    index = _read_json(path)
+    check_supported(repo_id, root, index)
     if root == "config.json":
-        small = [name for name in (root, "preprocessor_config.json") if name in names]
+        small = [name for name in (root, PREPROCESSOR) if name in names]
         weighted = [""]
     else:
-        components = [name for name, value in _read_json(path).items() if isinstance(value, list) and any(value)]
+        components = [name for name, value in index.items() if isinstance(value, list) and any(value)]
         weighted = [f"{name}/" for name in components if WEIGHTED.fullmatch(name)]
         plain = tuple(f"{name}/" for name in components if PLAIN.fullmatch(name))
         small = [name for name in names if name.startswith(plain) and name.endswith(PLAIN_ENDINGS)] if plain else []
@@ -190,11 +199,12 @@ def _collect(repo_id: str, snapshot: _Snapshot, variant: str | None, report: Rep
     heads = {folder: _weights(repo_id, names, folder, variant) for folder in weighted}
     indexes = {folder: head for folder, head in heads.items() if head.endswith(".json")}
     _get(repo_id, snapshot, path.parent, [*small, *indexes.values()], report)
+    describe_source(path.parent, repo_id)
     weights = [head for folder, head in heads.items() if folder not in indexes]
-    for folder, index in indexes.items():
-        shards = _read_json(snapshot.get(index)).get("weight_map")
+    for folder, name in indexes.items():
+        shards = _read_json(snapshot.get(name)).get("weight_map")
         if not isinstance(shards, dict) or not shards or not all(isinstance(shard, str) for shard in shards.values()):
-            raise BadInput(f"{repo_id} has a broken {index}: no weight_map.", "Tell the model's owner.")
+            raise BadInput(f"{repo_id} has a broken {name}: no weight_map.", "Tell the model's owner.")
         weights += sorted({folder + shard for shard in shards.values()})
     _get(repo_id, snapshot, path.parent, weights, report)
     return Fetched(path.parent, snapshot.commit)
@@ -232,14 +242,14 @@ def _weights(repo_id: str, names: Mapping[str, int | None], folder: str, variant
         listed = ", ".join(v or "plain" for v in variants)
         first = next((v for v in variants if v), "")
         fix = f"Pass --variant {first}." if not variant else "Leave --variant out, or pass one of those."
-        raise BadInput(f"{where} has no {kind}; it has: {listed}.", fix)
+        raise _Lacking(f"{where} has no {kind}; it has: {listed}.", fix)
     others = [name for name in here if name.endswith((*PICKLES, *OTHER_FRAMEWORKS)) and "training_args" not in name]
     if others:
-        raise BadInput(
+        raise _Lacking(
             f"{where} has no safetensors, only {', '.join(others[:3])}; pickles can run any code and are not opened.",
             "Have https://huggingface.co/spaces/safetensors/convert convert it, then pass --revision refs/pr/N.",
         )
-    raise BadInput(f"{where} has no weights.", "Name a repository that holds a whole model.")
+    raise _Lacking(f"{where} has no weights.", "Name a repository that holds a whole model.")
 
 
 def _variant(name: str) -> str | None:
@@ -257,7 +267,7 @@ def _get(repo_id: str, snapshot: _Snapshot, folder: Path, wanted: list[str], rep
     lost = [name for name in names if name not in snapshot.sizes]
     if lost:
         what = f"{repo_id} at {snapshot.commit[:12]} lacks {', '.join(lost[:3])}."
-        raise BadInput(what, "The repository is not whole: tell the model's owner, or pass another --revision.")
+        raise _Lacking(what, "The repository is not whole: tell the model's owner, or pass another --revision.")
     sizes = {name: snapshot.sizes[name] or 0 for name in names if not snapshot.is_here(name)}
     if not sizes:
         return

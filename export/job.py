@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import hashlib
 import json
-import platform
+import shlex
 import shutil
 import tempfile
 from collections.abc import Mapping
@@ -14,24 +14,24 @@ from typing import Any
 
 from ..core.artifact import NOT_RUN, Artifact, Component, hash_file
 from ..core.cache import Cache
-from ..core.errors import BadInput
-from ..core.machine import versions_of
+from ..core.errors import BadInput, ProofFailed
+from ..core.machine import LIBRARIES, describe_host, versions_of
 from ..core.progress import Event, Report, silent
 from ..core.publish import published
+from ..core.registry import load_runtime
 from ..core.safetensors_header import TensorEntry
-from ..proof.numeric import prove_numbers
+from ..proof.numeric import NUMERIC_LIMIT, prove_numbers
 from ..proof.weights import FileHashes, prove_weights
+from ..quant.recipes import recipe
+from .binding import TORCH_DTYPES
 from .bound import entries_for
-from .graphs import export_libraries, graph_for
+from .graphs import graph_for
 from .hub import fetch, is_hub_id
 from .layout import write_layout
+from .libraries import export_libraries
 from .link import link_weights
-from .names import TORCH_DTYPES
 from .reference import reference_artifact
 from .source import Source, SourceComponent, open_source
-
-NUMERIC_LIMIT = 1_000_000_000  # bytes of memory that a numeric proof may need without being asked for
-LIBRARIES = ("vitrify", "torch", "diffusers", "transformers", "onnx", "onnxscript", "onnxruntime", "numpy")
 
 
 @dataclass(frozen=True)
@@ -60,8 +60,25 @@ def find_source(
         if revision is not None:
             raise BadInput(f"{given} is a path; a revision belongs to a hub id.", "Leave --revision out.")
         return open_source(Path(given), given=given, variant=variant)
-    fetched = fetch(given, revision=revision, variant=variant, token=token, offline=offline, report=report)
-    return open_source(fetched.folder, given=given, revision=fetched.revision, variant=variant)
+    return hub_source(given, revision=revision, variant=variant, token=token, offline=offline, report=report)
+
+
+def hub_source(
+    repo_id: str,
+    *,
+    revision: str | None = None,
+    variant: str | None = None,
+    token: str | None = None,
+    offline: bool | None = None,
+    report: Report = silent,
+) -> Source:
+    """Fetch what is needed of a hub id and open that, whatever lies here under that name.
+
+    Raises:
+        BadInput: see `open_source` and `fetch`.
+    """
+    fetched = fetch(repo_id, revision=revision, variant=variant, token=token, offline=offline, report=report)
+    return open_source(fetched.folder, given=repo_id, revision=fetched.revision, variant=variant)
 
 
 @dataclass
@@ -85,20 +102,25 @@ class ExportJob:
         Raises:
             BadInput, DiskError, Busy: nothing was published.
             ProofFailed: the artifact would not compute what its source does; nothing was published.
-            MissingDependency: the `export` extra is not installed.
+            MissingDependency: the `export` or the `onnx` extra is not installed.
         """
-        cache = self.cache or Cache()
-        notes: list[str] = []
+        load_runtime("onnx")  # every new graph is proved on it, after minutes of tracing
+        try:
+            return self._run(self.cache or Cache())
+        except ProofFailed as exc:
+            raise ProofFailed(exc.what, f"Nothing was published. {exc.fix}") from exc
+
+    def _run(self, cache: Cache) -> Exported:
         hashes = FileHashes()
         with published(self.target, replace=self.replace) as root:
-            pipeline = write_layout(self.source, root)
+            pipeline, notes = write_layout(self.source, root)
             components: dict[str, Component] = {}
             for number, part in enumerate(self.source.components):
                 self.report(Event(f"export {part.spec.name}", number, len(self.source.components), "components"))
                 components[part.spec.name] = self._component(part, root, cache, hashes, notes)
             artifact = self._artifact(root, pipeline, components)
             artifact = self._numeric(artifact, notes)
-            artifact.save()
+            artifact.with_hashes().save()
         self.report(Event("done", len(components), len(components), "components"))
         return Exported(Artifact.load(self.target), notes)
 
@@ -124,7 +146,7 @@ class ExportJob:
         stored = sorted({TORCH_DTYPES.get(e.dtype, e.dtype) for e in entries.values()})
         component = replace(
             component,
-            precision={"recipe": "fp32", "weights": "+".join(stored), "activations": "float32"},
+            precision=recipe("fp32").to_json() | {"weights": "+".join(stored)},
             requires={"runtime": "onnxruntime>=1.20", "os": None, "compute_capability": None},
             proof={"graph": graph.proof, "weights": NOT_RUN, "numeric": NOT_RUN},
         )
@@ -146,12 +168,25 @@ class ExportJob:
                 "source": self.source.given,
                 "architecture": self.source.architecture,
                 "revision": self.source.revision,
+                "variant": self.source.variant,
             },
             pipeline=dict(pipeline),
             components=dict(components),
-            proof={"images": NOT_RUN, "labels": NOT_RUN, "machine": machine(), "versions": versions},
-            built={"by": f"vitrify {versions.get('vitrify', '')}".strip(), "versions": versions},
+            proof={"images": NOT_RUN, "labels": NOT_RUN, "machine": describe_host(), "versions": versions},
+            built={
+                "by": f"vitrify {versions.get('vitrify', '')}".strip(),
+                "versions": versions,
+                "command": self._command(),
+            },
         )
+
+    def _command(self) -> str:
+        """The command line that makes this artifact again; a hub id at the commit that it was."""
+        words = ["vitrify", "export", self.source.given]
+        for option, value in (("--revision", self.source.revision), ("--variant", self.source.variant)):
+            words += [option, value] if value else []
+        words += [] if self.verify is None else ["--verify" if self.verify else "--no-verify"]
+        return shlex.join(words)
 
     def _numeric(self, artifact: Artifact, notes: list[str]) -> Artifact:
         need = memory_needed(self.source)
@@ -173,11 +208,6 @@ def memory_needed(source: Source) -> int:
     """Bytes that the numeric proof needs at most: the reference in float32 and the session's copies."""
     pipeline = [sum(e.elements for e in c.checkpoint.values()) * 4 for c in source.components]
     return 2 * sum(pipeline)
-
-
-def machine() -> dict[str, str]:
-    """What a proof ran on."""
-    return {"system": platform.system(), "machine": platform.machine(), "python": platform.python_version()}
 
 
 def export_model(

@@ -4,59 +4,101 @@ from __future__ import annotations
 
 import json
 import shutil
+from collections.abc import Collection
 from pathlib import Path
 from typing import Any
 
 from ..core.errors import BadInput
+from ..core.json_file import read_json_object
 from ..core.publish import link_or_copy
 from ..pipelines.prompt import PromptTokenizer, write_tokenizer_json
-from ..pipelines.settings import classifier_settings, sd_settings
-from .source import Source, read_json
+from ..pipelines.settings import classifier_settings, is_exchangeable, sd_settings
+from .families.classifier import check_size
+from .source import PREPROCESSOR, Source
 
+_INDEX = "model_index.json"
+_SCHEDULER = "scheduler/scheduler_config.json"
 _TOKENIZER = ("tokenizer.json", "tokenizer_config.json", "special_tokens_map.json", "vocab.json", "merges.txt")
 
 
-def write_layout(source: Source, root: Path) -> dict[str, Any]:
-    """Copy everything but graphs and weights into `root`; returns the manifest's `pipeline` part.
+def files_of(source: Source) -> dict[str, Path]:
+    """Path in the artifact -> the source's file, of everything but weights that an artifact is made from."""
+    if source.family == "image-classification":
+        names = {name: source.folder / name for name in ("config.json", PREPROCESSOR)}
+    else:
+        names = {name: source.folder / name for name in (_INDEX, _SCHEDULER, *(f"tokenizer/{n}" for n in _TOKENIZER))}
+        names |= {f"{c.spec.name}/config.json": c.config_path for c in source.components}
+    return {name: path for name, path in names.items() if path.is_file()}
+
+
+def write_layout(source: Source, root: Path) -> tuple[dict[str, Any], list[str]]:
+    """Write everything but graphs and weights into `root`.
+
+    Returns:
+        The manifest's `pipeline` part, and notes: what of the source is not in it, or does not run by itself.
 
     Raises:
         BadInput: the scheduler, the tokenizer or the preprocessing is missing, broken or not supported.
     """
-    if source.family == "image-classification":
-        preprocessor = read_json(source.folder / "preprocessor_config.json")
-        settings = classifier_settings(source.index, preprocessor)
-        shutil.copyfile(source.folder / "config.json", root / "config.json")
-        shutil.copyfile(source.folder / "preprocessor_config.json", root / "preprocessor_config.json")
-        settings["files"] = {"config": "config.json", "preprocessor": "preprocessor_config.json"}
-        return settings
-    configs = {c.spec.name: c for c in source.components}
-    scheduler = read_json(source.folder / "scheduler/scheduler_config.json")
-    settings = sd_settings(configs["unet"].config, configs["vae_decoder"].config, scheduler)
-    for name, component in configs.items():
-        (root / name).mkdir(exist_ok=True)
-        shutil.copyfile(component.config_path, root / name / "config.json")
-    (root / "scheduler").mkdir()
-    shutil.copyfile(source.folder / "scheduler/scheduler_config.json", root / "scheduler/scheduler_config.json")
-    shutil.copyfile(source.folder / "model_index.json", root / "model_index.json")
-    _tokenizer(source.folder / "tokenizer", root / "tokenizer")
-    settings["files"]["index"] = "model_index.json"
-    return settings
+    settings, notes = _classifier(source) if source.family == "image-classification" else _pipeline(source)
+    for name, path in files_of(source).items():
+        (root / name).parent.mkdir(exist_ok=True)
+        if name == _INDEX:
+            kept = {"scheduler", "tokenizer", *(c.spec.folder for c in source.components)}
+            index, dropped = _without(source.index, kept)
+            (root / name).write_text(json.dumps(index, indent=2) + "\n", encoding="utf-8")
+            if "safety_checker" in dropped:
+                notes.append("its safety checker is left out: nothing looks at the pictures that it draws")
+        elif name.startswith("tokenizer/"):
+            link_or_copy(path, root / name)  # megabytes, and they are only read
+        else:
+            shutil.copyfile(path, root / name)
+    if source.family == "sd":
+        _complete_tokenizer(source.folder / "tokenizer", root / "tokenizer")
+    return settings, notes
 
 
-def _tokenizer(source: Path, target: Path) -> None:
+def _classifier(source: Source) -> tuple[dict[str, Any], list[str]]:
+    settings = classifier_settings(source.index, read_json_object(source.folder / PREPROCESSOR))
+    check_size(source.given, source.index, settings["preprocess"])
+    settings["files"] = {"config": "config.json", "preprocessor": PREPROCESSOR}
+    return settings, []
+
+
+def _pipeline(source: Source) -> tuple[dict[str, Any], list[str]]:
+    configs = {c.spec.name: c.config for c in source.components}
+    scheduler = read_json_object(source.folder / _SCHEDULER)
+    settings = sd_settings(configs["unet"], configs["vae_decoder"], scheduler)
+    settings["files"]["index"] = _INDEX
+    if not is_exchangeable(scheduler):
+        return settings, []
+    return settings, [f"its scheduler {scheduler['_class_name']} is not one of ours: generate needs --scheduler"]
+
+
+def _without(index: dict[str, Any], kept: Collection[str]) -> tuple[dict[str, Any], list[str]]:
+    """A model_index.json without the parts that are not in `kept`, as diffusers writes what a pipeline has not.
+
+    Their folders are not there, so a loader that follows the file would look for them in vain.
+    """
+    dropped = [
+        name
+        for name, value in index.items()
+        if name not in kept and isinstance(value, list) and len(value) == 2 and all(isinstance(v, str) for v in value)
+    ]
+    return index | {name: [None, None] for name in dropped}, dropped
+
+
+def _complete_tokenizer(source: Path, target: Path) -> None:
     """The tokenizer in both layouts: tokenizer.json, which we read; vocab.json and merges.txt, which others want."""
     if not source.is_dir():
         raise BadInput(f"{source} is missing.", "Download the model again, whole.")
-    target.mkdir()
-    for name in _TOKENIZER:
-        if (source / name).is_file():
-            link_or_copy(source / name, target / name)  # megabytes, and they are only read
+    target.mkdir(exist_ok=True)
     if not (target / "tokenizer.json").is_file():
         write_tokenizer_json(source, target / "tokenizer.json")
     if not (target / "tokenizer_config.json").is_file():
         raise BadInput(f"{source} has no tokenizer_config.json.", "Download the model again, whole.")
     PromptTokenizer.from_folder(target)
-    model = read_json(target / "tokenizer.json").get("model", {})
+    model = read_json_object(target / "tokenizer.json").get("model", {})
     if not (target / "vocab.json").is_file() and isinstance(model.get("vocab"), dict):
         (target / "vocab.json").write_text(json.dumps(model["vocab"], ensure_ascii=False), encoding="utf-8")
     if not (target / "merges.txt").is_file() and model.get("merges"):

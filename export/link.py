@@ -61,7 +61,7 @@ def link_weights(
         )
         value.shape = ir.Shape(shape)
         if stored != wanted:
-            _cast(graph, value, stored, wanted)
+            cast_stored(graph, value, stored, wanted)
     written, copied = [], []
     for source, target in files.items():
         path = f"{folder}/{target}" if folder else target
@@ -87,7 +87,7 @@ def _castable(stored: str, wanted: str) -> bool:
     return stored in _ONNX and (_ONNX[stored] == wanted or (stored != "I64" and wanted != "INT64"))
 
 
-def _cast(graph: ir.Graph, value: ir.Value, stored: ir.DataType, wanted: ir.DataType) -> None:
+def cast_stored(graph: ir.Graph, value: ir.Value, stored: ir.DataType, wanted: ir.DataType) -> None:
     """Store `value` as `stored`; its users get it cast to `wanted`."""
     import onnx_ir as ir
 

@@ -2,16 +2,22 @@
 
 from __future__ import annotations
 
+from contextlib import ExitStack
 from pathlib import Path
 
-from ..core.artifact import Artifact, is_artifact
+from ..core.artifact import Artifact, hash_file, is_artifact
 from ..core.cache import Cache, key_of
-from ..core.errors import BadInput
+from ..core.errors import BadInput, Busy
+from ..core.machine import installed
 from ..core.progress import Event, Report, silent
 from ..pipelines.foreign import is_foreign
 from ..pipelines.load import open_artifact
+from .graph import OPSET
+from .graphs import FORM
 from .hub import is_hub_id
 from .job import ExportJob, find_source
+from .layout import files_of
+from .source import Source
 
 KIND = "artifacts"
 
@@ -22,12 +28,14 @@ def artifact_for(
     revision: str | None = None,
     variant: str | None = None,
     token: str | None = None,
+    offline: bool | None = None,
     report: Report = silent,
 ) -> Artifact:
     """Open the artifact in a folder, or export the source in it (or on the hub) into the cache and open that.
 
     Raises:
-        VitrifyError: it is neither, or cannot be exported.
+        Busy: another process is exporting the same source into the cache.
+        VitrifyError: it is neither, cannot be exported, or is larger than the cache.
     """
     folder = Path(given)
     plain = (folder / "model_index.json").is_file() or (folder / "config.json").is_file()
@@ -35,20 +43,50 @@ def artifact_for(
         return open_artifact(folder)
     if not folder.exists() and not is_hub_id(given):
         raise BadInput(f"{given} does not exist.", "Give an artifact, a model's folder, or a hub id as owner/name.")
-    source = find_source(given, revision=revision, variant=variant, token=token, report=report)
-    files = sorted({e.file for c in source.components for e in c.checkpoint.values()})
-    files += [c.config_path for c in source.components]
-    key = key_of([source.index, [(str(f.resolve()), f.stat().st_size, f.stat().st_mtime_ns) for f in files]])
-    cache = Cache()
+    source = find_source(given, revision=revision, variant=variant, token=token, offline=offline, report=report)
+    key, cache = artifact_key(source), Cache()
     found = cache.get(KIND, key)
     if found is None:
-        report(Event("export", note=f"{given} is exported into the cache; `vitrify export` keeps it elsewhere"))
-        with cache.put(KIND, key) as scratch:
-            ExportJob(source, scratch / "artifact", report=report, cache=cache).run()
+        _export(source, cache, key, report)
         found = cache.get(KIND, key)
     if found is None:
         raise BadInput(
-            f"{given} does not fit into the cache, or another process is exporting it.",
-            "Export it with `vitrify export`, then name the artifact.",
+            f"The artifact of {given} is larger than the cache may be ({cache.limit} bytes, $VITRIFY_CACHE_MAX).",
+            "Raise VITRIFY_CACHE_MAX, or make it with `vitrify export` and name the artifact.",
         )
-    return open_artifact(found / "artifact")
+    return open_artifact(found / source.name)
+
+
+def artifact_key(source: Source) -> str:
+    """The key of a source's artifact: whatever would make it another one.
+
+    Configs and tokenizers enter by what they hold, weights by size and time, for they are gigabytes.
+    """
+    weights = sorted({e.file.resolve() for c in source.components for e in c.checkpoint.values()})
+    return key_of(
+        {
+            "name": source.name,
+            "architecture": source.architecture,
+            "revision": source.revision,
+            "variant": source.variant,
+            "files": {name: hash_file(path) for name, path in files_of(source).items()},
+            "weights": [(str(f), f.stat().st_size, f.stat().st_mtime_ns) for f in weights],
+            "vitrify": installed("vitrify"),
+            "form": FORM,
+            "opset": OPSET,
+        }
+    )
+
+
+def _export(source: Source, cache: Cache, key: str, report: Report) -> None:
+    """Make the cache's entry: a folder that holds the artifact under the source's name, for results name it."""
+    with ExitStack() as stack:
+        try:
+            scratch = stack.enter_context(cache.put(KIND, key, exclusive=True))
+        except Busy as exc:
+            raise Busy(
+                f"Another process is exporting {source.given} into the cache.", "Wait for it to end, then run it again."
+            ) from exc
+        note = f"{source.given} is exported into the cache; `vitrify export` keeps it elsewhere"
+        report(Event("export", note=note))
+        ExportJob(source, scratch / source.name, report=report, cache=cache).run()

@@ -12,23 +12,38 @@ from ..core.errors import BadInput
 from ..core.progress import Event, Report, silent
 from ..pipelines.foreign import is_foreign
 from ..pipelines.load import open_artifact
-from ..proof.numeric import prove_numbers
+from ..proof.numeric import exact, prove_numbers, tolerance_of
 from ..proof.weights import FileHashes, prove_weights
 from .bound import entries_for
-from .graphs import export_libraries, graph_parts
-from .job import find_source
+from .graphs import graph_parts
+from .job import find_source, hub_source
+from .libraries import export_libraries
 from .reference import reference_artifact
 from .source import Source
 
+AGAINST = "give --against a source or an artifact"
+
 
 @export_libraries()
-def verify_artifact(path: Path, against: str | None = None, report: Report = silent) -> Artifact:
+def verify_artifact(
+    path: Path,
+    against: str | None = None,
+    *,
+    revision: str | None = None,
+    variant: str | None = None,
+    token: str | None = None,
+    offline: bool | None = None,
+    report: Report = silent,
+) -> Artifact:
     """Check the files' hashes, trace the weights to the source where it is one, and compare numbers and pictures.
 
-    Proofs against a source are written into the artifact's manifest where it has one.
+    Proofs against a source are written into the artifact's manifest where it has one; those against another artifact
+    are not: what the manifest says is said of its source.
 
     Args:
         against: a source or another artifact; None for the source that the manifest names.
+        revision, variant: of the source; None for those that the manifest names where it is its own source.
+        token, offline: of the hub, where the source is a hub id; see `fetch`.
 
     Raises:
         BadArtifact: the files are not those that were built.
@@ -38,40 +53,77 @@ def verify_artifact(path: Path, against: str | None = None, report: Report = sil
     artifact = open_artifact(path)
     report(Event("check hashes"))
     artifact.verify(checksums=True)
+    commit = artifact.model.get("revision")  # only what came from the hub has one
     named = against or str(artifact.model.get("source") or "")
     folder = Path(named)
-    if against is None and not (named and folder.is_dir()):
-        raise BadInput(
-            f"The source {named!r} that the artifact names is not here.", "Give --against a source or an artifact."
-        )
-    if folder.is_dir() and folder.resolve() == artifact.root.resolve():
-        raise BadInput(
-            f"{path} would be compared with itself, which proves nothing.", "Give --against a source or an artifact."
-        )
-    if folder.is_dir() and (is_artifact(folder) or is_foreign(folder)):
-        other = open_artifact(folder)
-        return prove_numbers(artifact, other, report)  # not written: the manifest's proof is against the source
-    source = find_source(named, report=report)
+    if (against is not None or not commit) and named and folder.is_dir():
+        if folder.resolve() == artifact.root.resolve():
+            raise BadInput(f"{path} would be compared with itself, which proves nothing.", f"{AGAINST.capitalize()}.")
+        if is_artifact(folder) or is_foreign(folder):
+            return prove_numbers(artifact, open_artifact(folder), report)
+    if against is None:
+        variant = variant or artifact.model.get("variant")
+        source = _own_source(artifact, revision or commit, variant, token, offline, report)
+    else:
+        source = find_source(named, revision=revision, variant=variant, token=token, offline=offline, report=report)
     ours = is_artifact(artifact.root)
     if ours:
         artifact = _trace(artifact, source, report)
-    proved = prove_numbers(artifact, reference_artifact(source, artifact.pipeline), report)
+    proved = prove_numbers(artifact, reference_artifact(source, artifact.pipeline), report, tolerance_of(artifact))
     if ours:
         proved.save()
     return proved
 
 
+def _own_source(
+    artifact: Artifact,
+    revision: str | None,
+    variant: str | None,
+    token: str | None,
+    offline: bool | None,
+    report: Report,
+) -> Source:
+    """The source that the manifest names: a folder, or a hub id at the commit that was exported.
+
+    Raises:
+        BadInput: it is not there; says where it was looked for.
+    """
+    named = str(artifact.model.get("source") or "")
+    if artifact.model.get("revision"):
+        try:
+            return hub_source(named, revision=revision, variant=variant, token=token, offline=offline, report=report)
+        except BadInput as exc:
+            raise BadInput(
+                f"The artifact's source, {named} at revision {revision} on the hub, could not be had. {exc.what}",
+                f"{exc.fix} Or {AGAINST}.",
+            ) from exc
+    folder = Path(named)
+    if not named or not folder.is_dir():
+        what = f"The artifact names the source {named!r}, but there is no folder {folder.absolute()}."
+        fix = f"Run it in the folder where {named!r} is, or {AGAINST}."
+        if folder.is_absolute():
+            fix = f"{AGAINST.capitalize()}."
+        if not named:
+            what, fix = "The artifact names no source.", f"{AGAINST.capitalize()}."
+        raise BadInput(what, fix)
+    return find_source(named, revision=revision, variant=variant, report=report)
+
+
 def _trace(artifact: Artifact, source: Source, report: Report) -> Artifact:
-    """Every initializer of every component traced to the source's tensor."""
+    """Every initializer of every ONNX component traced to the source's tensor; a note says which are not."""
     hashes, cache = FileHashes(), Cache()
+    parts = {part.spec.name: part for part in source.components}
     components = dict(artifact.components)
     with tempfile.TemporaryDirectory(prefix="vitrify-verify-") as side:
-        for part in source.components:
-            name = part.spec.name
-            if name not in components or components[name].format != "onnx":
+        for name, component in artifact.components.items():
+            if component.format != "onnx" or name not in parts or not exact(component):
+                kind = component.format if exact(component) else f"{component.precision.get('recipe')}"
+                why = f"it is {kind}, not onnx in float" if name in parts else "the source has no such component"
+                report(Event("trace weights", note=f"the weights of {name} are not traced: {why}"))
                 continue
+            part = parts[name]
             report(Event(f"trace weights of {name}"))
             key = key_of(graph_parts(part.spec, part.config))
             entries = entries_for(part.spec, part.config, key, part.checkpoint, cache, Path(side) / name)
-            components[name] = prove_weights(components[name], entries, hashes)
+            components[name] = prove_weights(component, entries, hashes)
     return replace(artifact, components=components)

@@ -2,10 +2,9 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterable
 from importlib import import_module  # for libraries without types
 from pathlib import Path
-from typing import Any, NamedTuple
+from typing import Any, NamedTuple, Protocol
 
 import numpy as np
 import numpy.typing as npt
@@ -41,20 +40,37 @@ class FaceBox(NamedTuple):
     score: float | None
 
 
-def detect_faces(image: Image.Image, detector: Path | YuNet | None = None) -> list[FaceBox]:
-    """The faces that look at the camera, the largest first; no two of one face.
+class Detector(Protocol):
+    """What finds faces; a Protocol, because one is a cascade and the other a session."""
 
-    Args:
-        image: RGB, upright.
-        detector: a YuNet .onnx file, or one opened (for many pictures); None for scikit-image's LBP cascade.
+    def detect(self, image: Image.Image) -> list[FaceBox]:
+        """The faces in an RGB picture, in any order."""
+
+
+def open_detector(detector: Path | Detector | None = None) -> Detector:
+    """A detector for many pictures: that of a YuNet .onnx file, scikit-image's LBP cascade (None), or the one given.
 
     Raises:
         MissingDependency: scikit-image or onnxruntime is not installed.
         BadInput: `detector` is no YuNet file.
     """
-    if isinstance(detector, Path):
-        detector = YuNet(detector)
-    found = _by_cascade(image) if detector is None else detector.detect(image)
+    if detector is None:
+        return Cascade()
+    return YuNet(detector) if isinstance(detector, Path) else detector
+
+
+def detect_faces(image: Image.Image, detector: Path | Detector | None = None) -> list[FaceBox]:
+    """The faces that look at the camera, the largest first; no two of one face.
+
+    Args:
+        image: RGB, upright.
+        detector: as `open_detector` takes it; for many pictures, open it once.
+
+    Raises:
+        MissingDependency: scikit-image or onnxruntime is not installed.
+        BadInput: `detector` is no YuNet file.
+    """
+    found = open_detector(detector).detect(image)
     return sorted(found, key=lambda box: box.width * box.height, reverse=True)
 
 
@@ -73,32 +89,43 @@ def crop(image: Image.Image, box: FaceBox, margin: float = 0.2) -> Image.Image:
     return image.crop((left, top, left + side, top + side))
 
 
-def _by_cascade(image: Image.Image) -> Iterable[FaceBox]:
-    """OpenCV's lbpcascade_frontalface, by scikit-image (Liao et al. 2007, Multi-Block LBP)."""
-    try:
-        data, feature = import_module("skimage.data"), import_module("skimage.feature")
-    except ImportError as exc:
-        raise MissingDependency(
-            "Finding faces needs scikit-image, which does not import here.", 'pip install "vitrify[faces]"'
-        ) from exc
-    small, scale = _scaled(image, LONGEST / max(image.size))
-    short = min(small.size)
-    if short < _CASCADE_WINDOW:
-        return []
-    least = max(_CASCADE_WINDOW, min(_SMALLEST, short // 6))
-    found = feature.Cascade(data.lbp_frontal_face_cascade_filename()).detect_multi_scale(
-        img=np.asarray(small),
-        scale_factor=_SCALE_STEP,
-        step_ratio=1,
-        min_size=(least, least),
-        max_size=(short, short),
-        min_neighbor_number=_NEIGHBOURS,
-    )
-    boxes = np.array([[face["c"], face["r"], face["width"], face["height"]] for face in found], float).reshape(-1, 4)
-    areas = boxes[:, 2] * boxes[:, 3]
-    # measured against the smaller: a mouth or an eye taken for a face lies in the face
-    kept = _apart(boxes, areas, 0.5, of_smaller=True)
-    return _boxes(boxes[kept] / scale, None, image.size)
+class Cascade:
+    """OpenCV's lbpcascade_frontalface, by scikit-image (Liao et al. 2007, Multi-Block LBP).
+
+    Raises:
+        MissingDependency: scikit-image is not installed.
+    """
+
+    def __init__(self) -> None:
+        try:
+            data, feature = import_module("skimage.data"), import_module("skimage.feature")
+        except ImportError as exc:
+            raise MissingDependency(
+                "Finding faces needs scikit-image, which does not import here.", 'pip install "vitrify[faces]"'
+            ) from exc
+        self._cascade: Any = feature.Cascade(data.lbp_frontal_face_cascade_filename())
+
+    def detect(self, image: Image.Image) -> list[FaceBox]:
+        """The faces in an RGB picture, the largest first; without scores."""
+        small, scale = _scaled(image, LONGEST / max(image.size))
+        short = min(small.size)
+        if short < _CASCADE_WINDOW:
+            return []
+        least = max(_CASCADE_WINDOW, min(_SMALLEST, short // 6))
+        found = self._cascade.detect_multi_scale(
+            img=np.asarray(small),
+            scale_factor=_SCALE_STEP,
+            step_ratio=1,
+            min_size=(least, least),
+            max_size=(short, short),
+            min_neighbor_number=_NEIGHBOURS,
+        )
+        boxes = np.array([[face["c"], face["r"], face["width"], face["height"]] for face in found], float)
+        boxes = boxes.reshape(-1, 4)
+        areas = boxes[:, 2] * boxes[:, 3]
+        # measured against the smaller: a mouth or an eye taken for a face lies in the face
+        kept = _apart(boxes, areas, 0.5, of_smaller=True)
+        return _boxes(boxes[kept] / scale, None, image.size)
 
 
 class YuNet:

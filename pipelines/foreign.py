@@ -1,23 +1,45 @@
-"""Folders that Optimum exported: recognized by their layout, opened with a manifest made on the fly."""
+"""Folders that Optimum (and Optimum Intel) exported: known by their layout, opened with a manifest made on the fly."""
 
 from __future__ import annotations
 
-import json
-from pathlib import Path
+import math
+from collections import Counter
+from collections.abc import Mapping
+from pathlib import Path, PurePosixPath
 from typing import Any
+from xml.etree import ElementTree
 
-from ..core.artifact import Artifact, Component, WeightFile
-from ..core.errors import BadArtifact
-from ..core.registry import load_runtime
+from ..core.artifact import Artifact, Component, WeightFile, check_inside
+from ..core.errors import BadArtifact, BadInput
+from ..core.json_file import read_json_object
+from ..core.registry import load_runtime, runtime_for
+from ..core.tensors import TensorSpec
+from ..runtimes.initializers import external_initializers, initializers
 from .settings import classifier_settings, sd_settings
 
-_GRAPH = "model.onnx"
+_GRAPHS = {"onnx": "model.onnx", "openvino": "openvino_model.xml"}
+"""Format -> the name of each of its graphs; of a folder with both the first is opened."""
+
 _SD = ("text_encoder", "unet", "vae_decoder", "vae_encoder")
+_AGAIN = "Copy the whole folder again."
+_FLOATS = {"float32": "fp32", "float16": "fp16", "bfloat16": "bf16"}  # dtype -> recipe, where all is of one
+# TensorProto.DataType, and an IR's element types, that weights are stored in
+_ONNX_TYPES = {1: "float32", 2: "uint8", 3: "int8", 10: "float16", 11: "float64", 16: "bfloat16"}
+_ONNX_TYPES |= {17: "float8", 18: "float8", 19: "float8", 20: "float8", 21: "uint4", 22: "int4"}
+_IR_TYPES = {"f32": "float32", "f16": "float16", "bf16": "bfloat16", "f64": "float64", "i8": "int8", "u8": "uint8"}
+_IR_TYPES |= {"i4": "int4", "u4": "uint4", "nf4": "nf4", "f8e4m3": "float8", "f8e5m2": "float8"}
 
 
 def is_foreign(root: Path) -> bool:
-    """Whether the folder looks like an export to ONNX that another tool wrote."""
-    return (root / "unet" / _GRAPH).is_file() or ((root / _GRAPH).is_file() and (root / "config.json").is_file())
+    """Whether the folder looks like an export to ONNX or OpenVINO that another tool wrote."""
+    return _format(root) is not None
+
+
+def _format(root: Path) -> str | None:
+    for format, graph in _GRAPHS.items():
+        if (root / "unet" / graph).is_file() or ((root / graph).is_file() and (root / "config.json").is_file()):
+            return format
+    return None
 
 
 def foreign_artifact(root: Path) -> Artifact:
@@ -26,9 +48,14 @@ def foreign_artifact(root: Path) -> Artifact:
     Raises:
         BadArtifact: a config is missing or broken, or a graph does not load.
         BadInput: a config lacks something or asks for what is not supported.
+        MissingDependency: the runtime that reads the graphs is not installed.
     """
-    if (root / "unet" / _GRAPH).is_file():
-        names = [n for n in _SD if (root / n / _GRAPH).is_file()]
+    format = _format(root)
+    if format is None:
+        raise BadArtifact(f"{root} holds no graph that is known.", f"Graphs are {', '.join(_GRAPHS.values())}.")
+    graph = _GRAPHS[format]
+    if (root / "unet" / graph).is_file():
+        names = [n for n in _SD if (root / n / graph).is_file()]
         vae = next((n for n in ("vae_decoder", "vae") if (root / n / "config.json").is_file()), "vae_decoder")
         settings = sd_settings(
             _json(root / "unet/config.json"),
@@ -36,15 +63,15 @@ def foreign_artifact(root: Path) -> Artifact:
             _json(root / "scheduler/scheduler_config.json"),
         )
         architecture = str(_json(root / "model_index.json").get("_class_name", "StableDiffusionPipeline"))
-        graphs = {n: f"{n}/{_GRAPH}" for n in names}
+        graphs = {n: f"{n}/{graph}" for n in names}
         kept = {p.name for p in (root / "tokenizer").glob("*")} if (root / "tokenizer").is_dir() else set()
         settings["files"] = {"tokenizer": f"tokenizer/{'tokenizer.json' if 'tokenizer.json' in kept else 'vocab.json'}"}
     else:
         config = _json(root / "config.json")
         settings = classifier_settings(config, _json(root / "preprocessor_config.json"))
         architecture = str((config.get("architectures") or ["?"])[0])
-        graphs = {"model": _GRAPH}
-    components = {name: _component(name, path, root) for name, path in graphs.items()}
+        graphs = {"model": graph}
+    components = {name: _component(name, format, path, root) for name, path in graphs.items()}
     artifact = Artifact(
         root=root,
         id="",
@@ -57,20 +84,76 @@ def foreign_artifact(root: Path) -> Artifact:
     return artifact
 
 
-def _component(name: str, path: str, root: Path) -> Component:
+def _component(name: str, format: str, path: str, root: Path) -> Component:
     """A component whose inputs and outputs are read from its graph, by the runtime that will open it."""
-    inputs, outputs = load_runtime("onnx").describe(root / path)
-    folder = (root / path).parent
-    data = [p for p in sorted(folder.glob("*")) if p.suffix in (".onnx_data", ".data") or p.name.endswith(".onnx.data")]
-    weights = tuple(WeightFile(p.relative_to(root).as_posix(), p.stat().st_size) for p in data)
-    return Component(name, "onnx", path, inputs, outputs, weights, root=root)
+    graph = root / path
+    if format == "openvino":
+        data = [graph.with_suffix(".bin")]
+    else:
+        locations = sorted({one.location for one in external_initializers(graph).values()})
+        for location in locations:
+            check_inside(root, (PurePosixPath(path).parent / location).as_posix())
+        data = [graph.parent / location for location in locations]
+    for file in data:
+        if not file.is_file():
+            raise BadArtifact(f"{file} is missing.", _AGAIN)
+    inputs, outputs = load_runtime(runtime_for(format)).describe(graph)
+    stored = _ir_types(graph) if format == "openvino" else _onnx_types(graph)
+    return Component(
+        name,
+        format,
+        path,
+        inputs,
+        outputs,
+        tuple(WeightFile(p.relative_to(root).as_posix(), p.stat().st_size) for p in data),
+        precision=_precision(format, stored, inputs, outputs),
+        root=root,
+    )
+
+
+def _precision(
+    format: str, stored: Counter[str], inputs: Mapping[str, TensorSpec], outputs: Mapping[str, TensorSpec]
+) -> dict[str, Any]:
+    """What most of the weights are stored in, and what is computed in; recipe: None where the folder does not say."""
+    floats = [spec.dtype.value for spec in (*inputs.values(), *outputs.values()) if spec.dtype.value in _FLOATS]
+    passed = floats[0] if floats else "float32"
+    weights = stored.most_common(1)[0][0] if stored else passed
+    # an ONNX graph is computed in the types that it names; an IR's fp16 weights are widened to what it takes and gives
+    activations = weights if format == "onnx" and weights in _FLOATS else passed
+    return {
+        "recipe": _FLOATS.get(weights) if weights == activations else None,
+        "weights": weights,
+        "activations": activations,
+    }
+
+
+def _onnx_types(graph: Path) -> Counter[str]:
+    """Dtype -> numbers in the weights of an ONNX graph."""
+    found: Counter[str] = Counter()
+    for one in initializers(graph).values():
+        if one.type in _ONNX_TYPES:
+            found[_ONNX_TYPES[one.type]] += math.prod(one.shape)
+    return found
+
+
+def _ir_types(graph: Path) -> Counter[str]:
+    """Dtype -> bytes in the weights of an OpenVINO IR."""
+    found: Counter[str] = Counter()
+    try:
+        for _, layer in ElementTree.iterparse(graph):
+            if layer.tag != "layer":
+                continue
+            data = layer.find("data")
+            if layer.get("type") == "Const" and data is not None and data.get("element_type") in _IR_TYPES:
+                found[_IR_TYPES[str(data.get("element_type"))]] += int(data.get("size", 0))
+            layer.clear()
+    except (OSError, ValueError, ElementTree.ParseError) as exc:
+        raise BadArtifact(f"{graph} does not load: {exc}.", _AGAIN) from exc
+    return found
 
 
 def _json(path: Path) -> dict[str, Any]:
     try:
-        data = json.loads(path.read_text())
-    except (OSError, UnicodeDecodeError, json.JSONDecodeError) as exc:
-        raise BadArtifact(f"{path} cannot be read: {exc}.", "Copy the whole folder again.") from exc
-    if not isinstance(data, dict):
-        raise BadArtifact(f"{path} holds no JSON object.", "Copy the whole folder again.")
-    return data
+        return read_json_object(path)
+    except BadInput as exc:  # a model's file elsewhere; here a part of what was exported
+        raise BadArtifact(exc.what, _AGAIN) from exc

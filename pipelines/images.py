@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import json
 import os
+import re
 import uuid
 from collections.abc import Mapping, Sequence
 from io import BytesIO
@@ -26,6 +27,9 @@ _JPEG_SUFFIXES = (".jpg", ".jpeg", ".jpe", ".jfif", ".jp2", ".j2k")
 _OTHER_SUFFIXES = (".png", ".webp", ".avif", ".gif", ".bmp", ".tif", ".tiff", ".ppm", ".pgm", ".pbm", ".pnm")
 SUFFIXES = frozenset((*_JPEG_SUFFIXES, *_OTHER_SUFFIXES))
 """What `expand` takes for pictures in a folder."""
+
+LONGEST_WORDS = 80
+"""Bytes of the prompt in a picture's name."""
 
 _FIX = f"Give a picture as {', '.join(FORMATS)}."
 
@@ -204,11 +208,40 @@ def check_png_path(path: Path) -> None:
 
     Raises:
         UsageError: it does not end in .png.
-        DiskError: its folder is missing.
+        DiskError: its folder is missing or may not be written to, it is a folder itself, or its name is too long.
     """
     _check_suffix(path)
-    if not path.absolute().parent.is_dir():
-        raise DiskError(f"{path} could not be written: there is no such folder.", "Make the folder, or name another.")
+    folder = path.absolute().parent
+    try:
+        if not folder.is_dir():
+            why, fix = "there is no such folder", "Make the folder, or name another."
+        elif path.is_dir():
+            why, fix = "it is a folder", "Name a file in it."
+        elif not os.access(folder, os.W_OK | os.X_OK):
+            why, fix = "its folder may not be written to", "Name a folder that you may write to."
+        else:
+            return
+    except OSError as exc:  # a name that the system does not take: Path.is_dir answers no to some and raises for others
+        raise DiskError(f"{_short(path)} could not be written: {exc.strerror}.", "Choose another name.") from exc
+    raise DiskError(f"{path} could not be written: {why}.", fix)
+
+
+def _short(path: Path) -> str:
+    text = str(path)
+    return text if len(text) <= 100 else f"{text[:50]}...{text[-40:]}"
+
+
+def picture_paths(output: Path | None, prompt: str, seed: int, count: int) -> list[Path]:
+    """Where `count` pictures go: `output`, or a name made of prompt and seed; with -1, -2, ... where there are several.
+
+    The words of the prompt take at most `LONGEST_WORDS` bytes of the name: a name of more than 255 bytes cannot be
+    written, on some file systems of 143.
+    """
+    words = "-".join(re.findall(r"\w+", prompt.lower())[:8]).encode(errors="ignore")[:LONGEST_WORDS]
+    first = output or Path(f"{words.decode(errors='ignore').strip('-') or 'picture'}-{seed}.png")
+    if count == 1:
+        return [first]
+    return [first.with_name(f"{first.stem}-{i + 1}{first.suffix}") for i in range(count)]
 
 
 def _a1111_text(parameters: Mapping[str, Any], size: tuple[int, int]) -> str:

@@ -6,7 +6,6 @@ plain prompt are those that diffusers' StableDiffusionPipeline makes with transf
 
 from __future__ import annotations
 
-import json
 import re
 from collections.abc import Mapping
 from dataclasses import dataclass
@@ -17,6 +16,7 @@ import numpy as np
 import numpy.typing as npt
 
 from ..core.errors import BadInput, DiskError
+from ..core.json_file import read_json_object
 
 if TYPE_CHECKING:
     from tokenizers import AddedToken, Tokenizer
@@ -357,15 +357,7 @@ def _opened(path: Path) -> Tokenizer:
 
 
 def _json(path: Path) -> dict[str, Any]:
-    if not path.is_file():
-        return {}
-    try:
-        data = json.loads(path.read_text(encoding="utf-8"))
-    except (OSError, ValueError) as exc:
-        raise _damaged(path, exc) from exc
-    if not isinstance(data, dict):
-        raise _damaged(path, TypeError(f"a {type(data).__name__}, not an object"))
-    return data
+    return read_json_object(path) if path.is_file() else {}
 
 
 def _damaged(path: Path, exc: Exception) -> BadInput:

@@ -134,6 +134,11 @@ def generator(name: str, seed: int) -> Generator:
     return GENERATORS[name](seed)
 
 
+def random_seed() -> int:
+    """A seed that nobody chose, short enough to be typed again."""
+    return int(np.random.default_rng().integers(2**32))
+
+
 def _unsigned_seed(seed: int) -> int:
     """The seed as torch reads it: 64 bits, a negative one in two's complement."""
     if not -(2**63) <= seed < 2**64:

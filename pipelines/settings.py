@@ -8,9 +8,10 @@ from typing import Any
 
 from ..core.errors import BadInput
 from .preprocess import ImagePreprocessor
-from .schedulers import scheduler_from_config
+from .schedulers import EXCHANGEABLE_CLASSES, scheduler_from_config
 
 Config = Mapping[str, Any]
+STAND_IN = "ddim"  # draws in place of a scheduler that we do not have; it takes the noise options of each of them
 
 
 @contextmanager
@@ -29,10 +30,12 @@ def _complete(of: str) -> Iterator[None]:
 def sd_settings(unet: Config, vae: Config, scheduler: Config) -> dict[str, Any]:
     """The settings of a Stable Diffusion pipeline.
 
+    A scheduler that we cannot run is kept where another one can stand in for it: then a request has to name one.
+
     Raises:
         BadInput: the scheduler's class or options are not supported, or a config lacks something.
     """
-    scheduler_from_config(scheduler)
+    scheduler_from_config(scheduler, STAND_IN if is_exchangeable(scheduler) else None)
     scale = 2 ** (len(vae["block_out_channels"]) - 1)
     side = unet.get("sample_size") or 64
     height, width = (side, side) if isinstance(side, int) else side
@@ -52,6 +55,11 @@ def sd_settings(unet: Config, vae: Config, scheduler: Config) -> dict[str, Any]:
         "size": [int(height) * scale, int(width) * scale],
         "files": {"tokenizer": "tokenizer/tokenizer.json", "tokenizer_config": "tokenizer/tokenizer_config.json"},
     }
+
+
+def is_exchangeable(scheduler: Config) -> bool:
+    """Whether a model's scheduler is not one of ours, but one of ours can take over its options."""
+    return scheduler.get("_class_name") in EXCHANGEABLE_CLASSES
 
 
 @_complete("classifier")
@@ -76,6 +84,26 @@ def classifier_settings(config: Config, preprocessor: Config) -> dict[str, Any]:
         "preprocess": prepare.to_json(),
         "files": {},
     }
+
+
+def prepared_size(preprocess: Config) -> tuple[int, int] | None:
+    """(height, width) that every picture comes out with; None where that follows from the picture's own.
+
+    Args:
+        preprocess: a preprocessor_config.json, or the settings' `preprocess`.
+
+    Raises:
+        BadInput: it is not supported.
+    """
+    prepare = ImagePreprocessor.from_config(preprocess)
+    if prepare.do_center_crop and prepare.crop_size is not None:
+        return prepare.crop_size
+    if not prepare.do_resize:
+        return None
+    if "shortest_edge" not in prepare.size:
+        return prepare.size["height"], prepare.size["width"]
+    edge = prepare.size["shortest_edge"]
+    return None if prepare.crop_pct is None else (edge, edge)
 
 
 def labels_of(config: Config) -> list[str]:

@@ -12,15 +12,16 @@ import numpy as np
 import numpy.typing as npt
 from PIL import Image
 
-from ..core.errors import BadInput, Cancelled, UsageError
+from ..core.errors import BadArtifact, BadInput, Cancelled, RuntimeFailure, UsageError
 from ..runtimes.base import Session
 from .images import to_uint8
 from .prompt import PromptTokenizer, PromptTokens, apply_weights, join_chunks, pad_chunks
-from .random import Generator, generator
+from .random import Generator, generator, random_seed
 from .schedulers import Scheduler, scheduler_from_config
 
 FloatArray = npt.NDArray[np.float32]
 MAX_SIDE = 4096
+MAX_SEED = 2**64 - 1
 
 
 @dataclass(frozen=True)
@@ -63,14 +64,25 @@ class TextToImagePipeline:
     Args:
         settings: the manifest's `pipeline` part.
         root: the artifact's folder, for the tokenizer.
+
+    Raises:
+        BadInput: the tokenizer's files are missing or damaged.
+        BadArtifact: the settings hold a number that makes no sense.
     """
 
     def __init__(self, sessions: Mapping[str, Session], settings: Mapping[str, Any], root: Path) -> None:
         self.sessions = sessions
         self.settings = settings
         self.tokenizer = PromptTokenizer.from_folder(root / Path(settings["files"]["tokenizer"]).parent)
-        self.scale = int(settings["latents"]["scale"])
-        self.channels = int(settings["latents"]["channels"])
+        latents, vae = settings["latents"], settings["vae"]
+        self.scale, self.channels = int(latents["scale"]), int(latents["channels"])
+        # the UNet halves the latents several times, and its graph joins them again at the very same sizes
+        self.unit = self.scale * int(latents.get("multiple", 1))
+        self.height, self.width = (int(side) for side in settings["size"])
+        self.scaling, self.shift = float(vae["scaling_factor"]), float(vae["shift_factor"])
+        self.scheduler = dict(settings["scheduler"])
+        if min(self.scale, self.channels, self.unit, self.height, self.width) < 1 or not self.scaling:
+            raise BadArtifact(f"The manifest of {root} has a size or a factor below 1.", "Export the model again.")
 
     @property
     def placement(self) -> dict[str, dict[str, str]]:
@@ -101,14 +113,15 @@ class TextToImagePipeline:
             prompt: text, with weights as (red:1.3); longer than the encoder takes, it is encoded in chunks.
             width, height: pixels; None for the model's own size.
             guidance: of classifier-free guidance; at 1 or less the negative prompt is not used and a step costs half.
-            seed: None draws one.
+            steps: from 1 to as many as the model was trained with.
+            seed: from 0 to 2**64 - 1; None draws one.
             scheduler: one of `scheduler_names()`; None for the model's own.
             rng: "cpu" gives torch's CPU numbers, "philox" those of CUDA.
             on_step: is told of each step that is done.
             cancel: asked before each step.
 
         Raises:
-            BadInput: a size that the VAE cannot divide, no prompt, an unknown scheduler.
+            BadInput: a size that the VAE cannot divide, no prompt, steps or a seed out of range, an unknown scheduler.
             UsageError: a number that makes no sense.
             Cancelled: `cancel` said so.
         """
@@ -118,8 +131,8 @@ class TextToImagePipeline:
             raise BadInput("There is no prompt.", "Give at least one.")
         if batch < 1 or not np.isfinite(guidance):
             raise UsageError(f"batch is {batch} and guidance {guidance}.", "Give a batch of 1 or more and a number.")
-        seed = int(np.random.default_rng().integers(2**32)) if seed is None else seed
-        sampler = scheduler_from_config(self.settings["scheduler"], scheduler)
+        seed = random_seed() if seed is None else _checked_seed(seed)
+        sampler = scheduler_from_config(self.scheduler, scheduler)
         sampler.set_timesteps(steps)
         prompts = [p for p in prompts for _ in range(batch)]
         streams = _Batch([generator(rng, seed + i) for i in range(len(prompts))])
@@ -162,6 +175,7 @@ class TextToImagePipeline:
                 tokens = pad_chunks(row, longest, self.tokenizer)[0]
                 ids = tokens.ids.astype(self.sessions["text_encoder"].inputs["input_ids"].dtype.value)
                 states = self.sessions["text_encoder"].run({"input_ids": ids})["last_hidden_state"].astype(np.float32)
+                _finite("text_encoder", states, "of a prompt")
                 hidden[id(row)] = join_chunks(apply_weights(states, tokens.weights))
             out.append(hidden[id(row)])
         return np.concatenate(out)
@@ -197,6 +211,7 @@ class TextToImagePipeline:
                 when = np.full((size if isinstance(size, int) else len(sample),), when, dtype=spec["timestep"])
             given = {"sample": sample.astype(spec["sample"], copy=False), "timestep": when}
             out = unet.run(given | {"encoder_hidden_states": text})["out_sample"].astype(np.float32, copy=False)
+            _finite("unet", out, f"at step {index + 1} of {total}")
             if guided:
                 negative, positive = np.split(out, 2)
                 out = negative + np.float32(guidance) * (positive - negative)
@@ -205,22 +220,23 @@ class TextToImagePipeline:
 
     def decode(self, latents: FloatArray) -> list[Image.Image]:
         """Latents, float32 [n, channels, h, w], to pictures; one at a time, for the VAE needs the most memory."""
-        vae = self.settings["vae"]
-        latents = latents / np.float32(vae["scaling_factor"]) + np.float32(vae["shift_factor"])
+        latents = latents / np.float32(self.scaling) + np.float32(self.shift)
         decoder = self.sessions["vae_decoder"]
         dtype = decoder.inputs["latent_sample"].dtype.value
         out = []
         for one in latents:
             picture = decoder.run({"latent_sample": one[None].astype(dtype)})["sample"].astype(np.float32)
+            _finite("vae_decoder", picture, "instead of a picture")
             out.append(Image.fromarray(to_uint8(picture)[0]))
         return out
 
     def _size(self, height: int | None, width: int | None) -> tuple[int, int]:
-        own = self.settings["size"]
-        height, width = height or int(own[0]), width or int(own[1])
-        # the UNet halves the latents several times, and its graph joins them again at the very same sizes
-        unit = self.scale * int(self.settings["latents"].get("multiple", 1))
+        height = self.height if height is None else height
+        width = self.width if width is None else width
+        unit = self.unit
         for name, side in (("height", height), ("width", width)):
+            if not isinstance(side, int):
+                raise BadInput(f"The {name} is {side!r}, not a whole number.", f"Give a multiple of {unit}.")
             if side > MAX_SIDE:
                 raise BadInput(f"The {name} is {side}; at most {MAX_SIDE} is taken.", f"Give {MAX_SIDE} or less.")
             if side < unit or side % unit:
@@ -231,3 +247,25 @@ class TextToImagePipeline:
     def close(self) -> None:
         for session in self.sessions.values():
             session.close()
+
+
+def _checked_seed(seed: int) -> int:
+    """The seed, refused where torch would read another one out of it (negative) or none (2.5, nan)."""
+    if isinstance(seed, bool) or not isinstance(seed, int | np.integer) or not 0 <= seed <= MAX_SEED:
+        raise BadInput(
+            f"The seed is {seed!r}, not a whole number from 0 to {MAX_SEED}.", "Give one, or none for a random one."
+        )
+    return int(seed)
+
+
+def _finite(component: str, values: FloatArray, where: str) -> None:
+    """Name the component that made NaN: pictures of it are black, and nobody knows why.
+
+    Raises:
+        RuntimeFailure: `values` holds NaN or infinity.
+    """
+    if not np.isfinite(values).all():
+        raise RuntimeFailure(
+            f"{component} gives NaN or infinity {where}.",
+            "Compute in float32: leave --precision out, or use the artifact that `vitrify export` made.",
+        )

@@ -3,37 +3,37 @@
 from __future__ import annotations
 
 import math
-import resource
+import os
 import sys
 import threading
 from collections.abc import Iterator, Sequence
-from contextlib import contextmanager
+from contextlib import ExitStack, contextmanager
 from dataclasses import replace
 from typing import Any
 
-import numpy as np
-from PIL import Image
-
 from ..core.artifact import Artifact, Component
 from ..core.device import Device
-from ..core.errors import BadInput, ProofFailed
+from ..core.errors import BadInput
+from ..core.machine import LIBRARIES, describe_host, versions_of
 from ..core.progress import Event, Report, silent
 from ..core.registry import load_runtime, runtime_for
 from ..pipelines.load import family_of, pipeline_of
+from ..quant.recipes import RECIPES, recipe
 from ..runtimes.base import Options, Session
-from .parity import Parity, Sizes, parity, require
+from .parity import Parity, Sizes, parity, require, require_finite
+from .quality import EXACT, Tolerance, compare_images, compare_labels
 
-MIN_PSNR = 50.0  # dB, between the reference's pictures and the artifact's
-MAX_SCORE = 1e-3  # largest difference of a label's score
-STEPS = 4
-PROMPTS = ("a red apple", "a smiling face, very happy")
+NUMERIC_LIMIT = 1_000_000_000  # bytes of memory that a numeric proof may need without being asked for
 _LEAN = Options(prepack=False, arena=False)
 
 
-def prove_numbers(artifact: Artifact, reference: Artifact, report: Report = silent) -> Artifact:
+def prove_numbers(
+    artifact: Artifact, reference: Artifact, report: Report = silent, tolerance: Tolerance = EXACT
+) -> Artifact:
     """Compare every component and the whole pipeline with the reference; returns the artifact with its proofs.
 
-    Components are opened one at a time, so that the memory is that of the largest and its reference.
+    Components are opened one at a time, so that the memory is that of the largest and its reference. What is rounded
+    is held to its pictures or labels, the rest also to its numbers.
 
     Raises:
         ProofFailed: an output, a picture or a label is out of tolerance.
@@ -51,8 +51,12 @@ def prove_numbers(artifact: Artifact, reference: Artifact, report: Report = sile
             report(Event(f"compare {name}", number, len(artifact.components), "components"))
             components[name] = _component(component, reference.components[name])
         report(Event("compare pipelines"))
-        whole = (_labels if "classify" in artifact.pipeline["tasks"] else _images)(artifact, reference)
-    proof = {**artifact.proof, **whole, "peak_memory_mb": round(peak["bytes"] / 1e6)}
+        compare = compare_labels if "classify" in artifact.pipeline["tasks"] else compare_images
+        whole = compare(
+            lambda: _pipeline(artifact, reference), lambda: _pipeline(artifact, artifact), tolerance, report
+        )
+    where = {"machine": describe_host(), "versions": versions_of(LIBRARIES)}
+    proof = {**artifact.proof, **whole, **where, "peak_memory_mb": round(peak["bytes"] / 1e6)}
     return replace(artifact, components=components, proof=proof)
 
 
@@ -63,8 +67,25 @@ def _component(component: Component, reference: Component) -> Component:
     # what draws the inputs must know their ranges, which a folder written by others does not say
     drawn = replace(component, details=reference.details | component.details)
     found, computed_by = compared(drawn, reference, checks)
-    require(component.name, found)
+    if exact(component):
+        require(component.name, found)
+    else:
+        require_finite(component.name, found)
     return replace(component, proof={**component.proof, "numeric": summary(found, computed_by)})
+
+
+def tolerance_of(artifact: Artifact) -> Tolerance:
+    """The tolerance of the recipe that the artifact was compiled with."""
+    rounded = [c.precision.get("recipe") for c in artifact.components.values() if not exact(c)]
+    known = [recipe(str(r)) for r in rounded if str(r).partition(":")[0] in RECIPES]
+    return Tolerance.of(min(known, key=lambda r: r.min_psnr)) if known else EXACT
+
+
+def exact(component: Component) -> bool:
+    """Whether a component computes its source's own numbers, up to the order of additions."""
+    precision = component.precision
+    few = ("int", "nf", "fp8", "uint")
+    return not any(str(precision.get(key, "")).startswith(few) for key in ("weights", "activations"))
 
 
 def compared(component: Component, reference: Component, checks: Sequence[Sizes]) -> tuple[list[Parity], str]:
@@ -105,68 +126,15 @@ def open_component(component: Component) -> Session:
     return session
 
 
-def _pipeline(artifact: Artifact, one: Artifact) -> Any:
+@contextmanager
+def _pipeline(artifact: Artifact, one: Artifact) -> Iterator[Any]:
     """The components of `one` with the artifact's settings and tokenizer: what is compared is what they compute."""
-    return pipeline_of(artifact, {n: open_component(one.components[n]) for n in family_of(artifact).components})
-
-
-def _images(artifact: Artifact, reference: Artifact) -> dict[str, Any]:
-    latents = artifact.pipeline["latents"]
-    unit = int(latents["scale"]) * max(8, int(latents.get("multiple", 1)))
-    sizes = [(unit, 2 * unit), (2 * unit, unit)]
-    drawn: list[list[Image.Image]] = []
-    for one in (reference, artifact):
-        pipeline = _pipeline(artifact, one)
-        try:
-            drawn.append(
-                [
-                    image
-                    for seed, (prompt, (width, height)) in enumerate(zip(PROMPTS, sizes, strict=True))
-                    for image in pipeline.generate(
-                        prompt, negative_prompt="blurry", width=width, height=height, steps=STEPS, seed=seed
-                    ).images
-                ]
-            )
-        finally:
-            pipeline.close()
-    values = [psnr(np.asarray(a), np.asarray(b)) for a, b in zip(*drawn, strict=True)]
-    worst = min(values)
-    if worst < MIN_PSNR:
-        raise ProofFailed(
-            f"A picture differs from the reference's: PSNR {worst:.1f} dB, at least {MIN_PSNR:.0f} is asked for.",
-            "Nothing was published. Report the model's config.json and `vitrify doctor`.",
-        )
-    return {"images": {"pictures": len(values), "steps": STEPS, "min_psnr_db": worst if math.isfinite(worst) else None}}
-
-
-def _labels(artifact: Artifact, reference: Artifact) -> dict[str, Any]:
-    rng = np.random.default_rng(7)
-    pictures = []
-    for side in (8, 16, 32, 64):
-        small = Image.fromarray(rng.integers(0, 256, (side, side, 3), dtype=np.uint8))
-        pictures.append(small.resize((256, 192), Image.Resampling.BICUBIC))
-    read = []
-    for one in (reference, artifact):
-        pipeline = _pipeline(artifact, one)
-        try:
-            answers = pipeline.classify(pictures, top_k=None)
-        finally:
-            pipeline.close()
-        read.append([{r["label"]: r["score"] for r in a} for a in answers])
-    off = max(abs(a[k] - b[k]) for a, b in zip(*read, strict=True) for k in a)
-    same = all(max(a, key=a.__getitem__) == max(b, key=b.__getitem__) for a, b in zip(*read, strict=True))
-    if not same or not off <= MAX_SCORE:
-        raise ProofFailed(
-            f"Labels differ from the reference's: a score is off by {off:.2g}, at most {MAX_SCORE:g} is allowed.",
-            "Nothing was published. Report the model's config.json and `vitrify doctor`.",
-        )
-    return {"labels": {"pictures": len(pictures), "max_score_difference": off}}
-
-
-def psnr(a: np.ndarray[Any, Any], b: np.ndarray[Any, Any]) -> float:
-    """Peak signal-to-noise ratio of two uint8 pictures of one shape, in dB; inf where they are equal."""
-    mse = float(((a.astype(np.float64) - b.astype(np.float64)) ** 2).mean())
-    return math.inf if mse == 0 else 10 * math.log10(255**2 / mse)
+    with ExitStack() as stack:
+        sessions: dict[str, Session] = {}
+        for name in family_of(artifact).components:
+            sessions[name] = open_component(one.components[name])
+            stack.callback(sessions[name].close)
+        yield pipeline_of(artifact, sessions)
 
 
 @contextmanager
@@ -189,9 +157,15 @@ def peak_memory() -> Iterator[dict[str, int]]:
 
 
 def _resident() -> int:
+    """Resident memory of this process in bytes; elsewhere than on Linux its peak so far, 0 where nothing tells it."""
     try:
         with open("/proc/self/statm") as stream:
-            return int(stream.read().split()[1]) * resource.getpagesize()
+            return int(stream.read().split()[1]) * os.sysconf("SC_PAGE_SIZE")
     except OSError:
-        peak = resource.getrusage(resource.RUSAGE_SELF).ru_maxrss
-        return peak if sys.platform == "darwin" else peak * 1024
+        pass
+    try:
+        import resource
+    except ImportError:  # Windows
+        return 0
+    peak = resource.getrusage(resource.RUSAGE_SELF).ru_maxrss
+    return peak if sys.platform == "darwin" else peak * 1024

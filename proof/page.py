@@ -9,6 +9,7 @@ from typing import Any
 
 from ..core.artifact import Artifact
 from ..core.publish import disk_errors
+from .words import in_words
 
 _STYLE = """
 :root{color-scheme:light dark}
@@ -34,16 +35,16 @@ def write_page(artifact: Artifact, path: Path) -> None:
         [
             name,
             kind,
-            o["output"],
-            _sizes(o["sizes"]),
-            f"{o['max_abs']:.2e}",
-            f"{o['relative']:.2e}",
-            f"{o['cosine']:.9f}",
+            html.escape(str(o.get("output"))),
+            _sizes(o.get("sizes", {})),
+            _number(o.get("max_abs"), ".2e"),
+            _number(o.get("relative"), ".2e"),
+            _number(o.get("cosine"), ".9f"),
         ]
         for name, component in artifact.components.items()
         for kind in ("graph", "numeric")
         if isinstance(component.proof.get(kind), dict)
-        for o in component.proof[kind]["outputs"]
+        for o in component.proof[kind].get("outputs", [])
     ]
     files = [[w.path, f"{w.bytes:,}", f"<code>{w.sha256 or 'not hashed'}</code>"] for w in _weights(artifact)]
     whole = [[k, _cell(artifact.proof.get(k, "not run"))] for k in ("images", "labels")]
@@ -72,20 +73,12 @@ def _weights(artifact: Artifact) -> list[Any]:
 
 
 def _cell(proof: Any) -> str:
-    if not isinstance(proof, dict):
-        return f'<span class="no">{html.escape(str(proof))}</span>'
-    if "tensors" in proof:
-        text = f"{proof['tensors']} tensors traced"
-    elif "pictures" in proof:
-        worst = proof.get("min_psnr_db")
-        text = f"{proof['pictures']} pictures, "
-        if "max_score_difference" in proof:
-            text += f"scores within {proof['max_score_difference']:.1e}"
-        else:
-            text += "identical" if worst is None else f"PSNR at least {worst:.1f} dB"
-    else:
-        text = f"max error {proof['max_abs']:.1e}, {proof['relative']:.1e} of the range"
-    return f'<span class="ok">{text}</span>'
+    kind = "no" if not isinstance(proof, dict) or proof.get("status") == "failed" else "ok"
+    return f'<span class="{kind}">{html.escape(in_words(proof))}</span>'
+
+
+def _number(value: Any, form: str) -> str:
+    return f"{value:{form}}" if isinstance(value, int | float) else "-"
 
 
 def _sizes(sizes: dict[str, int]) -> str:

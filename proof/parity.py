@@ -113,7 +113,7 @@ def parity(component: Component, reference: Session, given: Session, checks: Seq
         except (BadInput, RuntimeFailure) as exc:
             raise ProofFailed(
                 f"{component.name} does not run at {dict(sizes)}, where the reference does: {exc.what}",
-                "A size may be baked into the graph. Nothing was published. Report the model's config.json.",
+                "A size may be baked into the graph. Report the model's config.json.",
             ) from exc
         found += [compare(name, expected[name], got[name], sizes) for name in component.outputs]
     return found
@@ -127,5 +127,15 @@ def require(what: str, parities: Sequence[Parity]) -> None:
         raise ProofFailed(
             f"{what}: {worst.output} at {worst.sizes} is off by {worst.max_abs:.3g}, "
             f"{worst.relative:.2g} of its range; {TOLERANCE:g} is allowed.",
-            "Nothing was published. Report the model's config.json and `vitrify doctor`.",
+            "Report the model's config.json and `vitrify doctor`.",
         )
+
+
+def require_finite(what: str, parities: Sequence[Parity]) -> None:
+    """Raise ProofFailed where an output holds NaN or infinity."""
+    for one in parities:
+        if not math.isfinite(one.max_abs):
+            raise ProofFailed(
+                f"{what}: {one.output} at {one.sizes} holds NaN or infinity.",
+                "Keep more layers, or use another recipe.",
+            )

@@ -61,6 +61,10 @@ def _hash(path: Path) -> tuple[str, dict[tuple[int, int], str]]:
             left = entry.length
             while left:
                 block = stream.read(min(left, _BLOCK))
+                if not block:
+                    raise ProofFailed(
+                        f"{path} became shorter while it was read.", "Leave the file alone, run it again."
+                    )
                 whole.update(block)
                 one.update(block)
                 left -= len(block)
@@ -124,4 +128,4 @@ _SAFETENSORS = {"FLOAT": "F32", "FLOAT16": "F16", "BFLOAT16": "BF16", "DOUBLE": 
 
 
 def _failed(name: str, why: str) -> ProofFailed:
-    return ProofFailed(f"Weight {name}: {why}.", "Nothing was published. Export again; if it stays, report it.")
+    return ProofFailed(f"Weight {name}: {why}.", "Export again; if it stays, report it.")

@@ -36,12 +36,20 @@ class Options:
         a session opens at once and needs less memory, each run is slower.
     arena: keep freed memory for the next run.
     cache: keep the runtime's own optimized graph on disk, where it has one; a full copy of the weights.
+    hint: "latency" answers one call soonest, "throughput" many at once; for runtimes that tell them apart.
+    streams: calls that run at the same time; 0 leaves the choice to the hint.
+    precision: the dtype that the device computes floats in, such as "float32" or "bfloat16"; None: the artifact's.
+    static: compile for the sizes of each call, where a runtime can also take any size.
     """
 
     threads: int = 0
     prepack: bool = True
     arena: bool = True
     cache: bool = False
+    hint: str = "latency"
+    streams: int = 0
+    precision: str | None = None
+    static: bool = False
 
 
 @dataclass(frozen=True)
@@ -70,9 +78,13 @@ class Session(Protocol):
 
 
 class Runtime(Protocol):
-    """One adapter. Its module keeps an instance under the name `RUNTIME`."""
+    """One adapter. Its module keeps an instance under the name `RUNTIME`.
+
+    formats: of the components that it opens, as the manifest names them.
+    """
 
     name: str
+    formats: tuple[str, ...]
 
     def probe(self) -> Probe: ...
     def open(

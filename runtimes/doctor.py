@@ -9,6 +9,8 @@ from typing import Any
 from ..core.errors import VitrifyError
 from ..core.machine import cpu_info, cpu_model, installed, memory, versions_of
 from ..core.registry import RUNTIMES, load_runtime, runtime_names
+from ..quant.recipes import RECIPES
+from ..quant.support import TARGETS, cell
 
 _FLAGS = (
     "avx2",
@@ -27,13 +29,16 @@ _FLAGS = (
 _CONFLICTS = (("onnxruntime", "onnxruntime-gpu", "onnxruntime-directml", "onnxruntime-openvino"),)
 _BUYS = {
     "onnx": "runs exported artifacts without PyTorch; `vitrify export`, `generate`, `classify`",
+    "openvino": "runs exported and compiled artifacts on Intel's devices and other CPUs; --runtime openvino",
+    "tensorrt-rtx": "runs plans on NVIDIA RTX GPUs; builds them anywhere, without a GPU",
+    "tensorrt": "builds and runs plans on an NVIDIA GPU",
     "torch": "the reference that artifacts are proved against; `vitrify export`, `verify`",
 }
 _EXPORT = ("torch", "diffusers", "transformers", "accelerate", "onnx", "onnxscript", "huggingface_hub")
 
 
 def examine() -> dict[str, Any]:
-    """Machine, runtimes with their devices, export libraries, conflicts; `problems` lists {what, fix}."""
+    """Machine, runtimes with their devices, export libraries, recipes, conflicts; `problems` lists {what, fix}."""
     problems: list[dict[str, str]] = []
     runtimes: dict[str, Any] = {}
     for name in runtime_names():
@@ -42,8 +47,14 @@ def examine() -> dict[str, Any]:
         except VitrifyError as exc:
             runtimes[name] = {"usable": False, "what": exc.what, "fix": exc.fix, "buys": _BUYS.get(name, "")}
             continue
+        except Exception as exc:  # an adapter of another package: whatever it does, the others are still shown
+            what = f"Its probe failed: {type(exc).__name__}: {exc}."
+            runtimes[name] = {"usable": False, "what": what, "fix": "Report it to its package.", "buys": ""}
+            continue
         runtimes[name] = {
             "usable": not probe.problem,
+            "what": probe.problem,
+            "fix": probe.fix,
             "version": probe.version,
             "devices": list(probe.devices),
             "details": dict(probe.details),
@@ -71,9 +82,23 @@ def examine() -> dict[str, Any]:
             "versions": versions_of(_EXPORT),
             "fix": 'pip install "vitrify[export]"' if missing else "",
         },
+        "recipes": recipes(),
         "problems": problems,
         "known": sorted(RUNTIMES),
     }
+
+
+def recipes() -> dict[str, Any]:
+    """Recipe -> what it buys, what speaks against it on this machine, and of each target whether it runs there."""
+    found: dict[str, Any] = {}
+    for name, recipe in RECIPES.items():
+        cells = {target: cell(recipe, target) for target in TARGETS}
+        found[name] = {
+            "buys": recipe.buys,
+            "here": list(dict.fromkeys(line for c in cells.values() for line in c.here)),
+            "targets": {target: {"runs": c.runs, "why": c.why, "buys": c.buys} for target, c in cells.items()},
+        }
+    return found
 
 
 def machine() -> dict[str, Any]:

@@ -1,7 +1,7 @@
 """What an ONNX graph says of its external initializers, read with no library.
 
 A runtime that takes changed weights by name must know their stored type and shape before it opens the graph: ONNX
-Runtime refuses a wrong one without naming it. Only four fields of the protobuf are read; tensor data is skipped.
+Runtime refuses a wrong one without naming it. Only five fields of the protobuf are read; tensor data is skipped.
 """
 
 from __future__ import annotations
@@ -9,16 +9,18 @@ from __future__ import annotations
 import mmap
 from collections.abc import Iterator, Mapping
 from dataclasses import dataclass
-from pathlib import Path
+from pathlib import Path, PurePosixPath
 
 import numpy as np
 
+from ..core.artifact import Component
 from ..core.errors import BadArtifact, BadInput
 from ..core.tensors import Array
 
 # Field numbers of onnx.proto.
 _MODEL_GRAPH, _GRAPH_INITIALIZER = 7, 5
-_TENSOR_DIMS, _TENSOR_TYPE, _TENSOR_NAME, _TENSOR_LOCATION = 1, 2, 8, 14
+_TENSOR_DIMS, _TENSOR_TYPE, _TENSOR_NAME, _TENSOR_EXTERNAL, _TENSOR_LOCATION = 1, 2, 8, 13, 14
+_ENTRY_KEY, _ENTRY_VALUE = 1, 2
 _EXTERNAL = 1
 BFLOAT16 = 16  # TensorProto.DataType, as are the numbers below
 _NUMPY = {1: "float32", 10: "float16", 11: "float64"}
@@ -27,14 +29,24 @@ _VARINT, _FIXED64, _BYTES, _FIXED32 = 0, 1, 2, 5  # wire types
 
 @dataclass(frozen=True)
 class Initializer:
-    """type: the number of its TensorProto.DataType."""
+    """type: the number of its TensorProto.DataType. location: the file of its values, if not the graph."""
 
     type: int
     shape: tuple[int, ...]
+    location: str
+
+    @property
+    def external(self) -> bool:
+        return bool(self.location)
 
 
 def external_initializers(graph: Path) -> dict[str, Initializer]:
-    """The external initializers of a graph by name.
+    """The external initializers of a graph by name; raises as `initializers` does."""
+    return {name: one for name, one in initializers(graph).items() if one.external}
+
+
+def initializers(graph: Path) -> dict[str, Initializer]:
+    """Every initializer of a graph by name.
 
     Raises:
         BadArtifact: the file is missing or is no ONNX graph.
@@ -50,6 +62,22 @@ def external_initializers(graph: Path) -> dict[str, Initializer]:
     except (OSError, ValueError, IndexError) as exc:
         raise BadArtifact(f"{graph} does not load: {exc}.", "Copy the whole folder again or export again.") from exc
     return found
+
+
+def check_listed(component: Component) -> None:
+    """Hold the files that a graph reads its weights from against those that the manifest lists, and verified.
+
+    Raises:
+        BadArtifact: another file, or no ONNX graph.
+    """
+    folder = PurePosixPath(component.graph).parent
+    listed = {w.path for w in component.weights}
+    for name, one in external_initializers(component.graph_path).items():
+        if (folder / one.location).as_posix() not in listed:
+            raise BadArtifact(
+                f"{component.graph} reads {name} from {one.location}, which the manifest does not list.",
+                "Do not use this artifact, or export the model again.",
+            )
 
 
 def stored_like(graph: Path, overrides: Mapping[str, Array]) -> dict[str, tuple[int, Array]]:
@@ -73,7 +101,7 @@ def stored_like(graph: Path, overrides: Mapping[str, Array]) -> dict[str, tuple[
                 "Give the whole changed weight, in the model's own shape.",
             )
         if stored.type == BFLOAT16:
-            ready[name] = BFLOAT16, _bfloat16(value)
+            ready[name] = BFLOAT16, bfloat16_bits(value)
         elif stored.type in _NUMPY:
             ready[name] = stored.type, np.asarray(value, dtype=_NUMPY[stored.type], order="C")
         else:
@@ -84,7 +112,7 @@ def stored_like(graph: Path, overrides: Mapping[str, Array]) -> dict[str, tuple[
     return ready
 
 
-def _bfloat16(value: Array) -> Array:
+def bfloat16_bits(value: Array) -> Array:
     """The upper halves of float32 values, rounded to nearest even."""
     bits = np.asarray(value, dtype=np.float32, order="C").view(np.uint32)
     rounded: Array = ((bits + np.uint32(0x7FFF) + ((bits >> np.uint32(16)) & np.uint32(1))) >> np.uint32(16)).astype(
@@ -94,19 +122,22 @@ def _bfloat16(value: Array) -> Array:
 
 
 def _tensor(data: mmap.mmap, at: int, end: int) -> dict[str, Initializer]:
-    name, kind, location, dims = "", 0, 0, list[int]()
+    name, kind, external, location, dims = "", 0, 0, "", list[int]()
     for number, start, stop in _fields(data, at, end):
         if number == _TENSOR_NAME:
             name = data[start:stop].decode()
         elif number == _TENSOR_TYPE:
             kind, _ = _varint(data, start)
         elif number == _TENSOR_LOCATION:
-            location, _ = _varint(data, start)
+            external, _ = _varint(data, start)
+        elif number == _TENSOR_EXTERNAL:
+            entry = {n: data[a:b].decode() for n, a, b in _fields(data, start, stop)}
+            location = entry.get(_ENTRY_VALUE, "") if entry.get(_ENTRY_KEY) == "location" else location
         elif number == _TENSOR_DIMS:  # one number, or several packed: both are varints up to `stop`
             while start < stop:
                 dim, start = _varint(data, start)
                 dims.append(dim)
-    return {name: Initializer(kind, tuple(dims))} if location == _EXTERNAL else {}
+    return {name: Initializer(kind, tuple(dims), location if external == _EXTERNAL else "")}
 
 
 def _fields(data: mmap.mmap, at: int, end: int) -> Iterator[tuple[int, int, int]]:

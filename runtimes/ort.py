@@ -13,13 +13,13 @@ from typing import Any
 import numpy as np
 import onnxruntime as ort
 
-from ..core.artifact import Component, WeightFile, hash_file
+from ..core.artifact import Component, hash_file, identity
 from ..core.cache import Cache, key_of
 from ..core.device import Device
-from ..core.errors import BadArtifact, BadInput, DeviceError, RuntimeFailure, VitrifyError
+from ..core.errors import BadArtifact, BadInput, DeviceError, RuntimeFailure, UsageError, VitrifyError
 from ..core.tensors import Array, DType, TensorSpec, check_tensors
 from .base import Options, Placement, Probe
-from .initializers import BFLOAT16, stored_like
+from .initializers import BFLOAT16, check_listed, stored_like
 
 PROVIDERS = {
     "cpu": "CPUExecutionProvider",
@@ -121,6 +121,7 @@ class OrtRuntime:
     """The adapter."""
 
     name = "onnx"
+    formats = ("onnx",)
 
     def probe(self) -> Probe:
         available = ort.get_available_providers()
@@ -141,6 +142,12 @@ class OrtRuntime:
             BadArtifact: the graph or its weights do not load.
             BadInput: an override has no weight of its name and shape.
         """
+        computed = str(component.precision.get("activations", "float32"))
+        if options.precision not in (None, computed):
+            raise UsageError(
+                f"ONNX Runtime computes what the graph says, {computed}, not {options.precision}.",
+                "Leave the precision out, or compile the artifact in that precision.",
+            )
         provider = self._provider(device)
         settings = ort.SessionOptions()
         settings.log_severity_level = 4
@@ -150,6 +157,10 @@ class OrtRuntime:
             settings.add_session_config_entry("session.disable_prepacking", "1")
         if device.kind != "cpu":
             settings.add_session_config_entry("session.disable_cpu_ep_fallback", "1")
+        # ONNX Runtime would round activations to int8 in front of few-bit weights, which only some recipes want
+        level = str(component.precision.get("accuracy_level", 0))
+        settings.add_session_config_entry("session.qdq_matmulnbits_accuracy_level", level)
+        check_listed(component)
         held = _override(settings, component, overrides or {})
         with _translated(component, device):
             graph = self._cached(component) if options.cache and not overrides else component.graph_path
@@ -163,8 +174,7 @@ class OrtRuntime:
                 "Check the driver with `vitrify doctor`, or give --device cpu.",
             )
         _check_names(component, session)
-        precision = str(component.precision.get("activations", "float32"))
-        return OrtSession(component, session, Placement(self.name, ran[0], str(device), precision))
+        return OrtSession(component, session, Placement(self.name, ran[0], str(device), computed))
 
     def describe(self, graph: Path) -> tuple[dict[str, TensorSpec], dict[str, TensorSpec]]:
         """Inputs and outputs of a graph that no manifest describes.
@@ -204,7 +214,7 @@ class OrtRuntime:
         if sum(w.bytes for w in component.weights) > cache.limit:
             return component.graph_path
         try:
-            weights = [_identity(component, w) for w in component.weights]
+            weights = [identity(component, w) for w in component.weights]
             key = key_of([hash_file(component.graph_path), weights, _FORM])
         except OSError as exc:
             what = f"{component.graph} or its weights cannot be read: {exc}."
@@ -240,16 +250,6 @@ def _check_names(component: Component, session: ort.InferenceSession) -> None:
                 f"{component.graph} has the {kind} {', '.join(has)}; the manifest says {', '.join(named)}.",
                 "Copy the whole folder again or export again.",
             )
-
-
-def _identity(component: Component, weight: WeightFile) -> list[Any]:
-    """What tells these weights from any others, without reading gigabytes at each start.
-
-    The manifest's hash alone would serve the old weights when a file was swapped and the manifest was not.
-    """
-    path = component.root / weight.path
-    stat = path.stat()
-    return [weight.path, weight.sha256 or hash_file(path), stat.st_size, stat.st_mtime_ns, stat.st_ino]
 
 
 def _spec(graph: Path, value: Any) -> TensorSpec:

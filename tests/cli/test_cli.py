@@ -3,17 +3,22 @@
 from __future__ import annotations
 
 import json
+import re
 import shutil
 from collections.abc import Callable
+from contextlib import nullcontext
 from pathlib import Path
 from typing import Any
 
 import numpy as np
 import pytest
+import typer
 from PIL import Image
 
 import vitrify as package
+from vitrify.cli import doctor
 from vitrify.pipelines.images import read_parameters
+from vitrify.runtimes import doctor as doctor_room
 
 
 def test_doctor_shows_the_machine_and_its_runtimes(vitrify: Callable[..., Any]) -> None:
@@ -26,6 +31,72 @@ def test_doctor_shows_the_machine_and_its_runtimes(vitrify: Callable[..., Any]) 
     assert "onnx" in shown.out
 
 
+@pytest.mark.parametrize(
+    ("row", "line"),
+    [
+        ({"usable": False}, "abacus   not usable: It does not say why.\n"),
+        ({"usable": False, "what": "No beads.", "fix": "Buy some."}, "abacus   not usable: No beads. Buy some.\n"),
+        ({"usable": True, "version": "1", "devices": ["cpu"]}, "abacus   1 on cpu\n"),
+    ],
+)
+def test_doctor_prints_what_a_row_has(
+    monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str], row: dict[str, Any], line: str
+) -> None:
+    found = {"machine": {}, "runtimes": {"abacus": row}, "problems": [], "recipes": {}}
+    found["export"] = {"usable": False, "versions": {}, "fix": "Install it."}
+    monkeypatch.setattr(doctor_room, "examine", lambda: found)
+    with pytest.raises(typer.Exit) if not row["usable"] else nullcontext():
+        doctor()
+    assert line in capsys.readouterr().out
+
+
+def test_inspect_says_which_files_have_no_hash(
+    vitrify: Callable[..., Any], emotions_artifact: Path, tmp_path: Path
+) -> None:
+    whole = vitrify("inspect", emotions_artifact, "--checksums", "--json").json
+    assert (whole["checksums"], whole["unhashed"]) == ("verified", [])
+    copy = shutil.copytree(emotions_artifact, tmp_path / "copy")
+    manifest = json.loads((copy / "artifact.json").read_text())
+    del manifest["files"]  # as manifests were before
+    (copy / "artifact.json").write_text(json.dumps(manifest))
+    seen = vitrify("inspect", copy, "--checksums")
+    assert re.search(
+        r"^checksums: 1 files are those that were built; \d+ have no recorded hash: .*model.onnx", seen.out, re.M
+    )
+    (copy / "artifact.json").unlink()
+    foreign = vitrify("inspect", copy, "--checksums")
+    assert foreign.out.splitlines()[-1] == "checksums: not recorded in this folder"
+    assert vitrify("inspect", copy, "--checksums", "--json").json["checksums"] == "not recorded"
+
+
+def test_a_graph_that_was_changed_is_found(
+    vitrify: Callable[..., Any], emotions_artifact: Path, tmp_path: Path
+) -> None:
+    copy = shutil.copytree(emotions_artifact, tmp_path / "copy")
+    graph = bytearray((copy / "model.onnx").read_bytes())
+    graph[-1] ^= 1
+    (copy / "model.onnx").unlink()
+    (copy / "model.onnx").write_bytes(graph)
+    done = vitrify("inspect", copy, "--checksums", "--json")
+    assert (done.code, done.error["code"]) == (6, "bad_artifact")
+
+
+def test_options_reach_the_runtime_and_change_no_answer(
+    vitrify: Callable[..., Any], emotions_artifact: Path, tmp_path: Path
+) -> None:
+    Image.new("RGB", (40, 40), (255, 220, 0)).save(tmp_path / "one.png")
+    common = ["classify", emotions_artifact, tmp_path / "one.png", "--json"]
+    plain = vitrify(*common)
+    given = vitrify(
+        *common, "--prepack", "--no-arena", "--runtime-cache", "--threads", 1, "--hint", "latency", "--offline",
+        VITRIFY_CACHE=str(tmp_path / "cache"),
+    )  # fmt: skip
+    assert given.code == 0, given.err
+    assert given.json["results"][0]["labels"][0]["label"] == plain.json["results"][0]["labels"][0]["label"]
+    kinds = {e["kind"] for e in vitrify("cache", "ls", "--json", VITRIFY_CACHE=str(tmp_path / "cache")).json["entries"]}
+    assert kinds == {"onnxruntime"}, "--runtime-cache keeps the optimized graph"
+
+
 def test_export_inspect_and_generate(
     vitrify: Callable[..., Any], diffusion_artifact: Path, diffusion_source: Path, tmp_path: Path
 ) -> None:
@@ -36,7 +107,7 @@ def test_export_inspect_and_generate(
     seen = vitrify("inspect", tmp_path / "emoji", "--checksums")
     assert seen.code == 0, seen.err
     assert "not run" in seen.out
-    assert "every file is the one that was built" in seen.out
+    assert re.search(r"^checksums: \d+ files are those that were built$", seen.out, re.M), seen.out
     drawn = vitrify(
         "generate", tmp_path / "emoji", "a red apple", "-o", tmp_path / "apple.png",
         "--steps", 4, "--seed", 7, "--batch", 2, "--scheduler", "dpmpp_2m", "--device", "cpu", "--json",
@@ -49,7 +120,8 @@ def test_export_inspect_and_generate(
         expected = pipeline.generate("a red apple", steps=4, seed=7 + number, scheduler="dpmpp_2m").images[0]
         off = np.abs(np.asarray(Image.open(path)).astype(int) - np.asarray(expected).astype(int)).max()
         assert off <= 1  # the batch of two may round another way
-        assert read_parameters(path)["model"] == "emoji"
+        made = read_parameters(path)
+        assert (made["model"], made["source"], made["revision"]) == ("emoji", str(diffusion_source), None)
     pipeline.close()
 
 
@@ -60,6 +132,7 @@ def test_a_picture_is_named_after_prompt_and_seed(
     assert done.code == 0, done.err
     assert [p.name for p in tmp_path.iterdir()] == ["a-red-red-apple-5.png"]
     assert "seed 5" in done.out
+    assert done.out.rstrip().endswith("onnx CPUExecutionProvider on cpu, float32")
     assert "device: cpu" in done.err
 
 
@@ -131,9 +204,10 @@ def test_classify_prints_a_line_a_picture(vitrify: Callable[..., Any], emotions_
     assert done.code == 0, done.err
     assert [line.split()[0].endswith(n) for line, n in zip(done.out.splitlines(), ("a.png", "b.png"), strict=True)]
     assert done.out.count("no label reaches the threshold") == 2
+    assert "ran on onnx CPUExecutionProvider on cpu, float32" in done.err
 
 
-@pytest.mark.parametrize("command", ["export", "generate", "classify", "verify", "inspect"])
+@pytest.mark.parametrize("command", ["export", "compile", "generate", "classify", "verify", "inspect"])
 def test_a_command_without_its_arguments_says_which(vitrify: Callable[..., Any], command: str) -> None:
     done = vitrify(command, "--json")
     assert (done.code, done.error["code"]) == (2, "usage"), done.err

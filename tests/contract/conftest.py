@@ -27,9 +27,24 @@ class Row:
 
 ROWS = (
     Row("onnx", "onnx", "onnxruntime"),
+    Row("openvino", "onnx", "openvino"),
+    Row("openvino", "openvino", "openvino"),
     Row("torch", "torch", "torch"),
     Row("onnx-reference", "onnx", "onnx"),  # the example in docs/adding-a-runtime.md
 )
+
+
+def openvino_ir(component: Any) -> Any:
+    """The same graph and weights as an OpenVINO IR, in a folder beside the artifact's."""
+    import openvino as ov
+
+    from vitrify.core.artifact import WeightFile
+
+    root, graph = component.root.with_name("ir"), f"{component.name}/openvino_model.xml"
+    ov.save_model(ov.Core().read_model(component.graph_path), root / graph, compress_to_fp16=False)
+    data = (root / graph).with_suffix(".bin")
+    weights = (WeightFile(data.relative_to(root).as_posix(), data.stat().st_size),)
+    return replace(component, format="openvino", graph=graph, root=root, weights=weights)
 
 
 # (model's id, check) -> the model, so that its id stays its own, and its outputs
@@ -51,7 +66,10 @@ class Case:
 
     @property
     def component(self) -> Any:
-        return self.model.components[self.row.format]
+        components = self.model.components
+        if self.row.format == "openvino" and "openvino" not in components:
+            components["openvino"] = openvino_ir(components["onnx"])
+        return components[self.row.format]
 
     def open(
         self, component: Any = None, device: str = "cpu", overrides: Mapping[str, Any] | None = None, **options: Any
@@ -121,7 +139,7 @@ def example(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Path]:
     sys.modules.pop(point[3], None)
 
 
-@pytest.fixture(scope="module", params=ROWS, ids=lambda row: row.runtime)
+@pytest.fixture(scope="module", params=ROWS, ids=lambda row: f"{row.runtime} {row.format}")
 def row(request: pytest.FixtureRequest) -> Row:
     found: Row = request.param
     pytest.importorskip(found.library, reason=f"the {found.runtime} runtime needs it")

@@ -47,7 +47,13 @@ def test_the_pages_last_snippet_opens_a_component(example: Path, unet_model: Any
     assert "load_runtime" in snippet
     root = tmp_path / "artifact"
     shutil.copytree(unet_model.components["onnx"].root, root)
-    Artifact(root, "x", {}, {}, {"model": replace(unet_model.components["onnx"], root=root)}).save()
+    Artifact(
+        root,
+        "x",
+        {"architecture": "a", "source": "s"},
+        {"family": "f", "tasks": []},
+        {"model": replace(unet_model.components["onnx"], root=root)},
+    ).save()
     scope: dict[str, Any] = {}
     exec(snippet.replace('"my-artifact"', repr(str(root))), scope)
     assert scope["session"].placement.runtime == "onnx-reference"

@@ -4,7 +4,9 @@ from __future__ import annotations
 
 import json
 import os
+import threading
 from collections.abc import Callable
+from contextlib import suppress
 from dataclasses import replace
 from pathlib import Path
 from typing import Any
@@ -21,7 +23,8 @@ from vitrify.core.artifact import (
     hash_file,
     is_artifact,
 )
-from vitrify.core.errors import BadArtifact, DiskError
+from vitrify.core.errors import BadArtifact, Busy, DiskError
+from vitrify.core.publish import locked, published
 from vitrify.core.tensors import DType, TensorSpec
 
 GRAPH, WEIGHTS = "unet/model.onnx", "unet/weights.safetensors"
@@ -52,8 +55,8 @@ def root(tmp_path: Path) -> Path:
     Artifact(
         root=root,
         id="0123",
-        model={"source": "somewhere/ünïcode", "revision": None},
-        pipeline={"family": "sd", "files": {"labels": "labels.json"}},
+        model={"source": "somewhere/ünïcode", "architecture": "Unet", "revision": None},
+        pipeline={"family": "sd", "tasks": ["text2img"], "files": {"labels": "labels.json"}},
         components={"unet": component},
         proof={"images": "not run"},
         evaluation={"classifier": "x"},
@@ -274,3 +277,88 @@ def test_a_path_is_checked_against_the_folder_that_is_given(tmp_path: Path) -> N
     check_inside(tmp_path, "a/b/c")
     with pytest.raises(BadArtifact, match=r"'\.\./a'.*Do not use"):
         check_inside(tmp_path, "../a")
+
+
+def test_of_two_writers_one_is_told_and_the_manifest_stays(root: Path) -> None:
+    artifact = Artifact.load(root)
+    before = (root / MANIFEST).read_bytes()
+    with locked(root), pytest.raises(Busy, match="is being written"):
+        replace(artifact, built={"by": "someone else"}).save()
+    assert (root / MANIFEST).read_bytes() == before
+    with suppress(ZeroDivisionError), published(root, replace=True):
+        with pytest.raises(Busy):
+            artifact.save()
+        raise ZeroDivisionError  # what was begun is given up
+    replace(artifact, built={"by": "now"}).save()
+    assert Artifact.load(root).built == {"by": "now"}
+
+
+def test_many_who_save_at_once_leave_a_whole_manifest(root: Path) -> None:
+    artifact, said = Artifact.load(root), []
+    start = threading.Barrier(6)
+
+    def work(number: int) -> None:
+        start.wait()
+        for turn in range(20):
+            try:
+                replace(artifact, built={"by": f"{number} {turn} " * 2000}).save()
+                said.append("saved")
+            except Busy:
+                said.append("busy")
+
+    workers = [threading.Thread(target=work, args=(n,)) for n in range(6)]
+    for worker in workers:
+        worker.start()
+    for worker in workers:
+        worker.join()
+    assert len(said) == 120
+    assert "saved" in said
+    assert replace(Artifact.load(root), built=artifact.built) == artifact
+    assert sorted(n for n in os.listdir(root) if n != MANIFEST) == ["labels.json", "unet"]
+
+
+def test_an_artifact_that_was_replaced_meanwhile_is_not_written_over(root: Path) -> None:
+    artifact = Artifact.load(root)
+    edited(root, lambda d: d.update(id="4567"))
+    before = (root / MANIFEST).read_bytes()
+    with pytest.raises(Busy, match=r"was replaced by another artifact meanwhile\. Run it again"):
+        replace(artifact, proof={"images": "run"}).save()
+    assert (root / MANIFEST).read_bytes() == before
+
+
+def test_every_other_file_gets_its_hash(root: Path) -> None:
+    found = Artifact.load(root)
+    assert found.unhashed() == ["labels.json", GRAPH]
+    (root / "tokenizer").mkdir()
+    (root / "tokenizer/vocab.json").write_text("{}")
+    hashed = found.with_hashes()
+    assert [f.path for f in hashed.others] == ["labels.json", "tokenizer/vocab.json", GRAPH]
+    assert hashed.unhashed() == []
+    assert {f.path: f for f in hashed.recorded()}[GRAPH] == WeightFile(GRAPH, 5, hash_file(root / GRAPH))
+    hashed.save()
+    assert Artifact.load(root, checksums=True) == hashed
+
+
+@pytest.mark.parametrize("path", ["labels.json", GRAPH, "tokenizer/vocab.json"])
+def test_a_changed_or_lost_file_of_any_kind_is_seen(root: Path, path: str) -> None:
+    (root / "tokenizer").mkdir()
+    (root / "tokenizer/vocab.json").write_text("{}")
+    Artifact.load(root).with_hashes().save()
+    data = bytearray((root / path).read_bytes())
+    data[0] ^= 1
+    (root / path).write_bytes(data)
+    Artifact.load(root)
+    refused(root, rf"{path} is not the file that was built", checksums=True)
+    (root / path).write_bytes(bytes(data) + b"x")
+    refused(root, rf"{path} has {len(data) + 1} bytes, the manifest says {len(data)}")
+    (root / path).unlink()
+    refused(root, rf"{path} is missing")
+
+
+def test_a_listed_file_that_leads_out_or_may_run_code_is_refused(root: Path) -> None:
+    (root.parent / "outside").write_text("x")
+    row = {"path": "../outside", "bytes": 1, "sha256": None}
+    refused(edited(root, lambda d: d.update(files=[row])), "a path outside")
+    (root / "a.pkl").write_text("x")
+    refused(edited(root, lambda d: d.update(files=[row | {"path": "a.pkl"}])), "may be a pickle")
+    refused(edited(root, lambda d: d.update(files=[{"path": "labels.json"}])), MANIFEST)

@@ -12,7 +12,7 @@ from pathlib import Path
 import pytest
 
 from vitrify.core.cache import Cache, key_of
-from vitrify.core.errors import DiskError, UsageError
+from vitrify.core.errors import Busy, DiskError, UsageError
 
 
 def put(cache: Cache, key: str, size: int = 100, used: float | None = None, kind: str = "graphs") -> None:
@@ -144,6 +144,21 @@ def test_while_another_process_writes_an_entry_one_goes_on_without(small: Cache)
     found = small.get("graphs", "a")
     assert found is not None
     assert (found / "data").read_bytes() == b"first"
+
+
+def test_who_asks_for_the_entry_alone_is_told_that_it_is_being_written(small: Cache) -> None:
+    with small.put("artifacts", "a", exclusive=True) as first:
+        (first / "data").write_bytes(b"first")
+        with pytest.raises(Busy, match="is being written"), small.put("artifacts", "a", exclusive=True):
+            pytest.fail("its work was begun a second time")
+        with small.put("artifacts", "b", exclusive=True):
+            pass  # another entry is free
+    found = small.get("artifacts", "a")
+    assert found is not None
+    assert (found / "data").read_bytes() == b"first"
+    with small.put("artifacts", "a", exclusive=True) as again:
+        (again / "data").write_bytes(b"again")
+    assert (found / "data").read_bytes() == b"again"
 
 
 MANY = """

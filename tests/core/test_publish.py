@@ -16,7 +16,7 @@ from pathlib import Path
 import pytest
 
 from vitrify.core.errors import BadInput, Busy, DiskError
-from vitrify.core.publish import link_or_copy, published
+from vitrify.core.publish import disk_errors, link_or_copy, published
 
 # Writes half an artifact, says so, and waits to be killed.
 HALF = """
@@ -279,3 +279,81 @@ def test_weights_on_another_disk_are_copied(tmp_path: Path, full_disk: Path) -> 
 def test_weights_that_are_not_there_are_no_reason_to_copy(tmp_path: Path) -> None:
     with pytest.raises(FileNotFoundError):
         link_or_copy(tmp_path / "gone", tmp_path / "copy")
+
+
+def told(where: Path, number: int, *names: Path | None) -> tuple[type[Exception], str, str]:
+    """How an error of the system's with these file names is told of someone who writes `where`."""
+    first, second = [*names, None, None][:2]
+    with pytest.raises((DiskError, BadInput)) as caught, disk_errors(where):
+        raise OSError(number, os.strerror(number), first and str(first), None, second and str(second))
+    assert isinstance(caught.value.__cause__, OSError)
+    return type(caught.value), caught.value.what, caught.value.fix
+
+
+def test_a_file_of_the_target_is_told_as_the_target(tmp_path: Path) -> None:
+    target = tmp_path / "deep/target"
+    for named in (
+        *(None, target, target / "unet/model.onnx", tmp_path / "deep", tmp_path),
+        *(tmp_path / "deep/.target.part-abc/unet/model.onnx", tmp_path / "deep/.target.lock"),
+    ):
+        kind, what, fix = told(target, errno.EACCES, named)
+        assert kind is DiskError
+        assert what == f"{target} cannot be written: Permission denied.", named
+        assert "-o" in fix
+
+
+def test_another_file_is_told_by_its_own_name(tmp_path: Path) -> None:
+    target = tmp_path / "target"
+    for named in (tmp_path / "source/model.safetensors", tmp_path / "target2", tmp_path / ".targets", Path("/other")):
+        kind, what, fix = told(target, errno.EACCES, named)
+        assert kind is DiskError
+        assert what == f"{named} cannot be read or written: Permission denied."
+        assert fix == "Check that file."
+
+
+def test_through_a_link_the_target_is_still_the_target(tmp_path: Path) -> None:
+    (tmp_path / "real").mkdir()
+    (tmp_path / "link").symlink_to("real")
+    _, what, _ = told(tmp_path / "link/target", errno.EACCES, tmp_path / "real/target/model.onnx")
+    assert what.startswith(f"{tmp_path}/link/target cannot be written")
+
+
+def test_a_copy_fills_the_disk_that_it_goes_to(tmp_path: Path, full_disk: Path) -> None:
+    (tmp_path / "blob").write_bytes(bytes(2_000_000))
+    said = r"disk that holds .*disk/target is full"
+    with pytest.raises(DiskError, match=said), published(full_disk / "target") as scratch:
+        link_or_copy(tmp_path / "blob", scratch / "weights")
+    assert names(full_disk) == []
+
+
+@pytest.mark.parametrize("number", [errno.ENOSPC, errno.EDQUOT])
+def test_a_disk_that_is_full_says_which(tmp_path: Path, number: int) -> None:
+    source, target = tmp_path / "source/model.safetensors", tmp_path / "target"
+    kind, what, fix = told(target, number)
+    assert (kind, what) == (DiskError, f"The disk that holds {target} is full.")
+    assert "Free some space" in fix
+    assert told(target, number, source, target / "copy")[1] == what
+    assert told(target, number, Path("/tmp/scratch"))[1] == "The disk that holds /tmp/scratch is full."
+
+
+def test_a_name_that_is_too_long_is_bad_input(tmp_path: Path) -> None:
+    with pytest.raises(BadInput, match=r"cannot be made: File name too long\..*-o") as caught:
+        write(tmp_path / ("x" * 300), "new")
+    assert len(caught.value.what) < 300
+    assert names(tmp_path) == []
+
+
+def test_a_file_on_the_way_is_bad_input(tmp_path: Path) -> None:
+    (tmp_path / "file").write_text("x")
+    with pytest.raises(BadInput, match=r"target cannot be made: .*-o"):
+        write(tmp_path / "file/target", "new")
+    with pytest.raises(BadInput, match=r"target cannot be made: .*-o"):
+        write(tmp_path / "file/deep/target", "new")
+    assert names(tmp_path) == ["file"]
+
+
+def test_a_link_that_leads_in_a_circle_is_bad_input(tmp_path: Path) -> None:
+    (tmp_path / "loop").symlink_to("loop")
+    with pytest.raises(BadInput, match=r"loop cannot be made"):
+        write(tmp_path / "loop", "new")
+    assert names(tmp_path) == ["loop"]

@@ -84,18 +84,28 @@ def test_another_missing_package_is_the_one_that_is_named(python: Any) -> None:
 
 
 def test_an_unknown_runtime_names_those_there_are() -> None:
-    with pytest.raises(UsageError, match=r"no runtime 'tensorrt'.*onnx, torch"):
-        load_runtime("tensorrt")
-    with pytest.raises(UsageError, match=r"No runtime opens 'tensorrt' components.*onnx, torch"):
-        runtime_for("tensorrt")
+    with pytest.raises(UsageError, match=r"no runtime 'pebbles'.*onnx, .*torch"):
+        load_runtime("pebbles")
+    with pytest.raises(UsageError, match=r"No runtime opens 'pebbles' components.*onnx, .*torch"):
+        runtime_for("pebbles")
 
 
 def test_an_entry_point_adds_a_runtime(install: Install) -> None:
     before = runtime_names()
-    install("abacus", "abacus_adapter:RUNTIME", "class RUNTIME: name = 'abacus'")
+    install("abacus", "abacus_adapter:RUNTIME", "class RUNTIME: name, formats = 'abacus', ('beads', 'onnx')")
     assert runtime_names() == [*before, "abacus"]
     assert load_runtime("abacus").name == "abacus"
-    assert runtime_for("abacus") == "abacus"
+    assert runtime_for("beads") == "abacus"
+    assert runtime_for("onnx", "abacus") == "abacus", "the one that was named"
+    assert runtime_for("onnx") == "onnx"
+    with pytest.raises(UsageError, match=r"abacus runtime opens beads, onnx components, not torch"):
+        runtime_for("torch", "abacus")
+
+
+def test_a_broken_entry_point_hides_no_other(install: Install) -> None:
+    install("a-broken", "broken_adapter:RUNTIME", "import no_such_library", package="broken-package")
+    install("sound", "sound_adapter:RUNTIME", "class RUNTIME: name, formats = 'sound', ('beads',)")
+    assert runtime_for("beads") == "sound"
 
 
 def test_an_entry_point_never_replaces_a_runtime(install: Install) -> None:

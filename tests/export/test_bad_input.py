@@ -356,8 +356,23 @@ def an_artifact_whose_weights_are_cut(at: Place) -> Arguments:
 @case(6, "bad_artifact", "not load")
 def an_artifact_whose_graph_is_damaged(at: Place) -> Arguments:
     folder = at.copy(at.labelling)
-    (folder / "model.onnx").write_bytes(b"\x00" * 5000)
+    graph = folder / "model.onnx"
+    graph.write_bytes(b"\x00" * graph.stat().st_size)
     return ["classify", folder, at.picture]
+
+
+@case(6, "bad_artifact", "model.onnx has 5000 bytes")
+def an_artifact_whose_graph_is_cut(at: Place) -> Arguments:
+    folder = at.copy(at.labelling)
+    os.truncate(folder / "model.onnx", 5000)
+    return ["classify", folder, at.picture]
+
+
+@case(6, "bad_artifact", "preprocessor_config.json is not the file that was built")
+def a_config_that_was_edited(at: Place) -> Arguments:
+    path = at.copy(at.labelling) / "preprocessor_config.json"
+    path.write_text(path.read_text().replace("0.5", "0.4"))
+    return ["verify", path.parent]
 
 
 @case(6, "bad_artifact", "sha256 differs")
@@ -426,6 +441,7 @@ PathFinder.find_spec = lambda name, *rest: None if name.split(".")[0] == {librar
     ("library", "command", "fix"),
     [
         ("onnxruntime", "classify", "onnx"),
+        ("onnxruntime", "trace", "onnx"),
         ("skimage", "faces", "faces"),
         ("torch", "export", "torch"),
         ("onnx_ir", "export", "export"),
@@ -442,11 +458,15 @@ def test_a_missing_library_is_named_with_its_extra(
         "classify": ["classify", place.labelling, place.picture],
         "faces": ["classify", place.labelling, place.picture, "--faces"],
         "export": ["export", place.emotions, "-o", place.out],
+        "trace": ["export", place.emotions, "-o", place.out],
         "verify": ["verify", place.copy(place.labelling)],
     }
-    path = os.pathsep.join([str(site), environment["PYTHONPATH"]])
-    done = vitrify(*arguments[command], "--json", PYTHONPATH=path, PYTHONDONTWRITEBYTECODE="1")
+    changed = {"PYTHONPATH": os.pathsep.join([str(site), environment["PYTHONPATH"]]), "PYTHONDONTWRITEBYTECODE": "1"}
+    if command == "trace":  # no graph is known
+        changed["VITRIFY_CACHE"] = str(place.tmp / "cache")
+    done = vitrify(*arguments[command], "--json", **changed)
     assert "Traceback" not in done.err, done.err
+    assert "no graph" not in done.err, "it was traced for nothing"
     assert (done.code, done.error["code"]) == (4, "missing_dependency"), done.err
     assert {"skimage": "scikit-image"}.get(library, library) in done.error["what"]
     assert done.error["fix"] == f'pip install "vitrify[{fix}]"'

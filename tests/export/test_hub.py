@@ -24,10 +24,14 @@ import numpy as np
 import pytest
 from safetensors.numpy import save
 
-from vitrify.core.errors import BadInput, DiskError, MissingDependency
+from vitrify.core.artifact import Artifact
+from vitrify.core.errors import BadInput, DiskError, MissingDependency, ProofFailed
 from vitrify.core.progress import Event
 from vitrify.core.safetensors_header import open_checkpoint
 from vitrify.export.hub import fetch, is_hub_id
+from vitrify.export.job import export_model
+from vitrify.export.source import open_source
+from vitrify.export.verify import verify_artifact
 
 pytest.importorskip("huggingface_hub", reason="needs vitrify[export]")
 transformers = pytest.importorskip("transformers", reason="needs vitrify[export]")
@@ -140,7 +144,18 @@ def weights(size: int = 4) -> bytes:
 
 
 def config(**more: Any) -> bytes:
-    return json.dumps({"model_type": "vit", **more}).encode()
+    made = {"model_type": "vit", "architectures": ["ViTForImageClassification"], **more}
+    return json.dumps(made).encode()
+
+
+UNET = {
+    "in_channels": 4,
+    "out_channels": 4,
+    "cross_attention_dim": 8,
+    "block_out_channels": [8],
+    "attention_head_dim": 4,
+}
+VAE = {"in_channels": 3, "out_channels": 3, "latent_channels": 4, "block_out_channels": [8]}
 
 
 def vit_weights() -> bytes:
@@ -183,12 +198,13 @@ def pipeline(*, variants: tuple[str, ...] = ("", ".fp16")) -> dict[str, bytes]:
     }  # fmt: skip
     empty = (
         "feature_extractor/preprocessor_config.json", "safety_checker/config.json", "scheduler/scheduler_config.json",
-        "tokenizer/merges.txt", "tokenizer/vocab.json", "tokenizer/tokenizer_config.json", "text_encoder/config.json",
-        "unet/config.json", "vae/config.json", "README.md",
+        "tokenizer/merges.txt", "tokenizer/vocab.json", "tokenizer/tokenizer_config.json", "README.md",
     )  # fmt: skip
     pickles = ("v1-5-pruned.ckpt", "vae/diffusion_pytorch_model.bin", "unet/flax_model.msgpack", "unet/model.onnx")
     others = dict.fromkeys(("v1-5-pruned.safetensors", "safety_checker/model.safetensors"), weights())
     files = {"model_index.json": json.dumps(index).encode(), **dict.fromkeys(empty, b"{}"), **others}
+    for name, table in (("text_encoder", {"hidden_size": 8}), ("unet", UNET), ("vae", VAE)):
+        files[f"{name}/config.json"] = json.dumps(table).encode()
     files |= dict.fromkeys(pickles, b"PK")
     for variant in variants:
         files[f"text_encoder/model{variant}.safetensors"] = weights()
@@ -417,3 +433,96 @@ def test_what_is_a_hub_id(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> No
         "model.safetensors", "x/model.ckpt", "https://huggingface.co/a/b", "a\\b", "x" * 97,
     ):  # fmt: skip
         assert not is_hub_id(text), text
+
+
+def refusal(folder: Path, files: dict[str, bytes], given: str) -> str:
+    """What `open_source` says of these files in a folder."""
+    for name, data in files.items():
+        (folder / name).parent.mkdir(parents=True, exist_ok=True)
+        (folder / name).write_bytes(data)
+    with pytest.raises(BadInput) as caught:
+        open_source(folder, given=given)
+    return str(caught.value)
+
+
+def bare(files: dict[str, bytes], name: str, **changed: Any) -> dict[str, bytes]:
+    return files | {name: json.dumps(json.loads(files[name]) | changed).encode()}
+
+
+UNSUPPORTED = {
+    "another pipeline": lambda: bare(pipeline(), "model_index.json", _class_name="FluxPipeline"),
+    "another model type": lambda: bare(faces(), "config.json", model_type="bert", architectures=["BertForMaskedLM"]),
+    "another head": lambda: bare(faces(), "config.json", architectures=["ViTModel"]),
+    "no preprocessing": lambda: {n: d for n, d in faces().items() if n != "preprocessor_config.json"},
+    "inpainting": lambda: bare(pipeline(), "unet/config.json", in_channels=9),
+}
+
+
+@pytest.mark.parametrize("kind", UNSUPPORTED)
+def test_a_model_that_is_not_supported_is_refused_before_its_weights(hub: Hub, tmp_path: Path, kind: str) -> None:
+    hub.repos["a/model"] = UNSUPPORTED[kind]()
+    said = refusal(tmp_path / "folder", hub.repos["a/model"], "a/model")
+    by_class = kind.startswith("another")  # for which the cache's weights need not be known either
+    for offline in (False, True) if by_class else (False,):
+        with pytest.raises(BadInput) as caught:
+            get(hub, "a/model", tmp_path / "cache", offline=offline)
+        assert str(caught.value) == said
+    assert hub.files("HEAD"), "the class is known from a file of the hub"
+    assert not [path for _, path in hub.asked if path.endswith((".safetensors", ".bin", ".ckpt"))]
+
+
+@pytest.fixture
+def this_hub(hub: Hub, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Hub:
+    """The hub and the cache that are used where nothing else is said."""
+    constants = huggingface_hub.constants
+    monkeypatch.setattr(constants, "ENDPOINT", hub.url)
+    monkeypatch.setattr(constants, "HUGGINGFACE_CO_URL_TEMPLATE", hub.url + "/{repo_id}/resolve/{revision}/{filename}")
+    monkeypatch.setattr(constants, "HF_HUB_CACHE", str(tmp_path / "hub"))
+    hub.repos["a/faces"] = small_classifier()
+    return hub
+
+
+def small_classifier() -> dict[str, bytes]:
+    """A ViT that can be exported: its weights also as a variant, which is another model."""
+    made = json.loads(config())
+    made |= {"hidden_size": 8, "num_hidden_layers": 1, "num_attention_heads": 1, "intermediate_size": 8}
+    made |= {"image_size": 8, "patch_size": 4, "id2label": {str(i): label for i, label in enumerate(LABELS)}}
+    return {
+        "config.json": json.dumps(made).encode(),
+        "preprocessor_config.json": json.dumps({"size": {"height": 8, "width": 8}}).encode(),
+        "model.safetensors": vit_weights(),
+        "model.other.safetensors": vit_weights(),
+    }
+
+
+def test_an_artifact_of_a_hub_id_is_verified_at_its_revision_and_variant(
+    this_hub: Hub, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    artifact = export_model("a/faces", tmp_path / "out", variant="other", verify=False)
+    assert artifact.model["source"] == "a/faces"
+    assert (artifact.model["revision"], artifact.model["variant"]) == (COMMIT, "other")
+    assert artifact.built["command"] == f"vitrify export a/faces --revision {COMMIT} --variant other --no-verify"
+    # the hub goes on: another model now, under the branch that was exported
+    this_hub.commits |= {"main": "3" * 40, "v1": COMMIT}
+    (tmp_path / "elsewhere/a/faces").mkdir(parents=True)
+    monkeypatch.chdir(tmp_path / "elsewhere")  # a folder of that name is not what was exported
+    for offline in (True, None):
+        this_hub.asked.clear()
+        proved = verify_artifact(tmp_path / "out", offline=offline)
+        assert proved.components["model"].proof["numeric"]["relative"] <= 1e-4
+        assert bool(this_hub.asked) is (offline is None)
+    assert Artifact.load(tmp_path / "out").components["model"].proof == proved.components["model"].proof
+    monkeypatch.chdir(tmp_path)
+    with pytest.raises(ProofFailed, match="Weight "):
+        verify_artifact(tmp_path / "out", "a/faces", revision=COMMIT)  # the plain variant has other weights
+    verify_artifact(tmp_path / "out", "a/faces", revision=COMMIT, variant="other")
+
+
+def test_a_hub_id_that_is_gone_says_what_was_tried(this_hub: Hub, tmp_path: Path) -> None:
+    export_model("a/faces", tmp_path / "out", verify=False)
+    del this_hub.repos["a/faces"]
+    with pytest.raises(BadInput, match=rf"a/faces at revision {COMMIT} on the hub, could not be had\..*--against"):
+        verify_artifact(tmp_path / "out")
+    shutil.rmtree(tmp_path / "hub")
+    with pytest.raises(BadInput, match=r"is not in the cache.*Run it once online.*--against"):
+        verify_artifact(tmp_path / "out", offline=True)

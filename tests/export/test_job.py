@@ -105,6 +105,31 @@ def test_the_same_source_gives_the_same_id(
     assert again.components["model"].proof["numeric"] == "not run"
 
 
+def test_the_manifest_tells_how_it_was_made(artifacts: dict[str, Artifact], emotions_source: Path) -> None:
+    artifact = artifacts["emotions"]
+    assert artifact.built["command"] == f"vitrify export {emotions_source} --verify"
+    assert artifact.components["model"].precision == {"recipe": "fp32", "weights": "float16", "activations": "float32"}
+    assert set(artifact.proof["machine"]) == {"system", "machine", "cpu", "python"}
+
+
+def test_the_command_names_what_shapes_the_artifact_and_never_the_token(
+    emotions_artifact: Path, emotions_source: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setenv("HF_TOKEN", "hf_secret")
+    shutil.copytree(emotions_source, tmp_path / "my models/faces")
+    monkeypatch.chdir(tmp_path)
+    done = export_model("my models/faces", tmp_path / "out", token="hf_secret", verify=False)
+    assert done.built["command"] == "vitrify export 'my models/faces' --no-verify"
+    assert "hf_secret" not in (tmp_path / "out/artifact.json").read_text()
+
+
+def test_every_file_of_an_artifact_has_its_hash(artifacts: dict[str, Artifact]) -> None:
+    for artifact in artifacts.values():
+        assert artifact.unhashed() == []
+        files = {p.relative_to(artifact.root).as_posix() for p in artifact.root.rglob("*") if p.is_file()}
+        assert {f.path for f in artifact.recorded()} == files - {"artifact.json"}
+
+
 def fine_tune(source: Path, target: Path, file: str) -> Path:
     """A model of the same architecture with other weights."""
     shutil.copytree(source, target)

@@ -18,14 +18,8 @@ from safetensors.torch import load_file, save_file  # noqa: E402
 
 from vitrify.core.errors import BadInput  # noqa: E402
 from vitrify.core.safetensors_header import open_checkpoint  # noqa: E402
-from vitrify.export.names import (  # noqa: E402
-    Bindings,
-    bind,
-    bind_module,
-    load_tensor,
-    plain_names,
-    transformers_names,
-)
+from vitrify.export.binding import Bindings, bind, load_tensor  # noqa: E402
+from vitrify.export.names import bind_module, plain_names, transformers_names  # noqa: E402
 
 NEW = int(transformers.__version__.split(".")[0]) >= 5
 needs_5 = pytest.mark.skipif(not NEW, reason="needs transformers 5: version 4 does not convert weights")

@@ -15,6 +15,7 @@ from PIL import Image
 import vitrify
 from vitrify.core.errors import BadArtifact, BadInput, Cancelled, UsageError
 from vitrify.pipelines.classification import ClassificationPipeline, scores
+from vitrify.pipelines.faces import Cascade, FaceBox
 
 LABELS = {"sad", "disgust", "angry", "neutral", "fear", "surprise", "happy"}
 
@@ -30,7 +31,7 @@ def pictures() -> list[Image.Image]:
 
 @pytest.fixture(scope="module")
 def ours(emotions_artifact: Path) -> Iterator[ClassificationPipeline]:
-    pipeline = vitrify.load(emotions_artifact, "cpu")
+    pipeline: Any = vitrify.load(emotions_artifact, "cpu")
     yield pipeline
     pipeline.close()
 
@@ -104,6 +105,61 @@ def test_it_stops_between_two_batches(ours: ClassificationPipeline, pictures: li
     assert told == [1, 2]
 
 
+def test_each_call_returns_its_own_timings(ours: ClassificationPipeline, pictures: list[Image.Image]) -> None:
+    first = ours.run(pictures[:1], faces=True)
+    kept = dict(first.timings)
+    second = ours.run(pictures)
+    assert set(first.timings) == {"faces", "preprocess", "model"}
+    assert set(second.timings) == {"preprocess", "model"}
+    assert first.timings == kept, "a later call changed it"
+    assert not hasattr(ours, "timings"), "two requests at once would mix"
+    assert second.placement == ours.placement
+    assert second.answers == ours.classify(pictures)
+
+
+class Counting:
+    """A detector that notes what it was shown, over the bundled cascade."""
+
+    def __init__(self) -> None:
+        self._cascade = Cascade()
+        self.seen: list[tuple[int, int]] = []
+
+    def detect(self, image: Image.Image) -> list[FaceBox]:
+        self.seen.append(image.size)
+        return self._cascade.detect(image)
+
+
+def test_faces_are_looked_for_batch_by_batch_and_it_stops_between_pictures(
+    ours: ClassificationPipeline, pictures: list[Image.Image]
+) -> None:
+    order: list[str] = []
+    eye = Counting()
+    ours.run(
+        [pictures[0]] * 3,
+        faces=True,
+        detector=eye,
+        batch=1,
+        on_batch=lambda *done: order.append(f"{len(eye.seen)}{done}"),
+    )
+    assert order == ["1(1, 3)", "2(2, 3)", "3(3, 3)"], "all faces were cut out before the first run"
+    eye = Counting()
+    with pytest.raises(Cancelled):
+        ours.run([pictures[0]] * 3, faces=True, detector=eye, cancel=lambda: len(eye.seen) == 2)
+    assert len(eye.seen) == 2
+
+
+def test_the_cascade_is_opened_once_a_call(
+    ours: ClassificationPipeline, pictures: list[Image.Image], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    opened: list[int] = []
+    start = Cascade.__init__
+    monkeypatch.setattr(Cascade, "__init__", lambda self: (opened.append(1), start(self))[1])
+    several = ours.classify([pictures[0], pictures[1], pictures[0]], faces=True, batch=1)
+    assert opened == [1]
+    assert [len(faces) for faces in several] == [1, 0, 1]
+    assert several[0] == several[2]
+
+
 def test_faces_are_found_and_each_is_labelled(ours: ClassificationPipeline, pictures: list[Image.Image]) -> None:
     astronaut, coffee = ours.classify(pictures[:2], faces=True, top_k=3)
     assert coffee == []
@@ -131,6 +187,7 @@ def test_the_command_line_labels_a_folder(
     for result, expected in zip(results, ours.classify(pictures[:3], top_k=2), strict=True):
         assert table(result["labels"]) == pytest.approx(table(expected), abs=1e-5)
     assert done.json["placement"]["model"]["provider"] == "CPUExecutionProvider"
+    assert set(done.json["timings"]) == {"preprocess", "model"}
 
 
 def test_the_command_line_labels_faces(

@@ -13,7 +13,7 @@ import pytest
 from PIL import Image
 
 import vitrify
-from vitrify.core.artifact import MANIFEST, is_artifact
+from vitrify.core.artifact import MANIFEST, Artifact, is_artifact
 from vitrify.core.errors import BadArtifact, BadInput
 from vitrify.pipelines.foreign import is_foreign
 from vitrify.pipelines.load import open_artifact
@@ -119,3 +119,143 @@ def test_a_config_that_lacks_what_is_needed_is_refused(diffusion: Path) -> None:
     (diffusion / "unet/config.json").write_text(json.dumps(config))
     with pytest.raises(BadInput, match="block_out_channels"):
         open_artifact(diffusion)
+
+
+# Precision: read from the graph, for the folder does not say it.
+
+
+def graph_of(folder: Path, passed: str, stored: str, *, beside: bool) -> Path:
+    """A classifier of 7 labels: pixels are averaged, then multiplied by weights that are `stored` in that type."""
+    onnx = pytest.importorskip("onnx", reason="needs onnx to build a graph")
+    helper, types = onnx.helper, {"float32": 1, "float16": 10, "int8": 3}
+    float_type = types[passed]
+    values = np.arange(3 * 7).reshape(3, 7).astype(stored)
+    weights = onnx.numpy_helper.from_array(values, "weights")
+    nodes = [helper.make_node("ReduceMean", ["pixel_values"], ["mean"], axes=[2, 3], keepdims=0)]
+    matrix, mean, product = "weights", "mean", "logits"
+    initializers = [weights]
+    if stored == "int8":
+        initializers.append(onnx.numpy_helper.from_array(np.array(0.1, np.float32), "scale"))
+        nodes.append(helper.make_node("DequantizeLinear", ["weights", "scale"], ["matrix"]))
+        matrix = "matrix"
+    elif stored != passed:  # floats outside, halves inside, as converters that keep the inputs' types write it
+        nodes.append(helper.make_node("Cast", ["mean"], ["half"], to=types[stored]))
+        mean, product = "half", "product"
+    nodes.append(helper.make_node("MatMul", [mean, matrix], [product]))
+    if product != "logits":
+        nodes.append(helper.make_node("Cast", [product], ["logits"], to=float_type))
+    graph = helper.make_graph(
+        nodes,
+        "classifier",
+        [helper.make_tensor_value_info("pixel_values", float_type, ["batch", 3, 224, 224])],
+        [helper.make_tensor_value_info("logits", float_type, ["batch", 7])],
+        initializers,
+    )
+    model = helper.make_model(graph, opset_imports=[helper.make_opsetid("", 13)], ir_version=8)
+    for old in (*folder.glob("*.onnx*"), *folder.glob("*.safetensors")):
+        old.unlink()
+    onnx.save_model(
+        model, folder / "model.onnx", save_as_external_data=beside, location="model.onnx_data", size_threshold=0
+    )
+    return folder
+
+
+@pytest.mark.parametrize(
+    ("passed", "stored", "beside", "expected"),
+    [
+        ("float32", "float32", False, ("fp32", "float32", "float32")),
+        ("float16", "float16", False, ("fp16", "float16", "float16")),
+        ("float16", "float16", True, ("fp16", "float16", "float16")),
+        ("float32", "float16", True, ("fp16", "float16", "float16")),
+        ("float32", "int8", True, (None, "int8", "float32")),
+    ],
+)
+def test_the_precision_is_that_of_the_graph(
+    emotions: Path, passed: str, stored: str, beside: bool, expected: tuple[str | None, str, str]
+) -> None:
+    opened = open_artifact(graph_of(emotions, passed, stored, beside=beside))
+    precision = opened.components["model"].precision
+    assert (precision["recipe"], precision["weights"], precision["activations"]) == expected
+    pipeline: Any = vitrify.load(opened, "cpu")
+    result = pipeline.run([Image.new("RGB", (30, 30), (250, 10, 10))])
+    assert result.placement["model"]["precision"] == expected[2]
+    assert len(result.answers[0]) == 5
+    pipeline.close()
+
+
+# OpenVINO: the layout of Optimum Intel.
+
+
+def as_ir(artifact: Path, target: Path, *, half: bool = False, batch: int | None = None) -> Path:
+    """The folder with an IR in the place of each ONNX graph, as `optimum-cli export openvino` writes it."""
+    ov = pytest.importorskip("openvino", reason="needs the extra openvino")
+    shutil.copytree(artifact, target)
+    for graph in sorted(target.rglob("model.onnx")):
+        model = ov.convert_model(graph)
+        if batch is not None:
+            model.reshape({p: [batch, *list(p.partial_shape)[1:]] for p in model.inputs})
+        ov.save_model(model, graph.with_name("openvino_model.xml"), compress_to_fp16=half)
+        graph.unlink()
+    for file in [*target.rglob("*.safetensors"), target / MANIFEST]:
+        file.unlink()
+    return target
+
+
+def test_a_diffusion_folder_of_openvino_draws_the_same(diffusion_artifact: Path, tmp_path: Path) -> None:
+    folder = as_ir(diffusion_artifact, tmp_path / "ir")
+    assert is_foreign(folder)
+    opened = open_artifact(folder)
+    assert set(opened.components) == {"text_encoder", "unet", "vae_decoder", "vae_encoder"}
+    unet = opened.components["unet"]
+    assert (unet.format, unet.graph) == ("openvino", "unet/openvino_model.xml")
+    assert [w.path for w in unet.weights] == ["unet/openvino_model.bin"]
+    assert set(unet.inputs) == {"sample", "timestep", "encoder_hidden_states"}
+    assert set(unet.outputs) == {"out_sample"}
+    drawn = []
+    for one in (opened, diffusion_artifact):
+        pipeline: Any = vitrify.load(one, "cpu")
+        result = pipeline.generate("a blue car", steps=5, seed=4, width=96, height=64)
+        drawn.append(np.asarray(result.images[0]).astype(int))
+        pipeline.close()
+    assert drawn[1].std() > 10
+    assert np.abs(drawn[0] - drawn[1]).max() <= 2
+
+
+@pytest.mark.parametrize(
+    ("half", "expected"), [(False, ("fp32", "float32", "float32")), (True, (None, "float16", "float32"))]
+)
+def test_a_classifier_of_openvino_gives_the_same_labels(
+    emotions_artifact: Path, tmp_path: Path, half: bool, expected: tuple[str | None, str, str]
+) -> None:
+    folder = as_ir(emotions_artifact, tmp_path / "ir", half=half, batch=1)
+    opened = open_artifact(folder)
+    model = opened.components["model"]
+    assert model.inputs["pixel_values"].shape == (1, 3, 224, 224), "static sizes stay numbers"
+    assert (model.precision["recipe"], model.precision["weights"], model.precision["activations"]) == expected
+    picture = Image.fromarray(np.random.default_rng(0).integers(0, 256, (64, 64, 3), dtype=np.uint8))
+    answers = []
+    for one in (opened, Artifact.load(emotions_artifact)):
+        pipeline: Any = vitrify.load(one, "cpu")
+        answers.append({x["label"]: x["score"] for x in pipeline.classify([picture], top_k=None)[0]})
+        pipeline.close()
+    assert answers[0] == pytest.approx(answers[1], abs=1e-3)
+
+
+@pytest.mark.parametrize(
+    ("name", "content"),
+    [
+        ("openvino_model.bin", None),
+        ("openvino_model.xml", b"<net"),
+        ("openvino_model.xml", b""),
+        ("config.json", b"[]"),
+    ],
+)
+def test_a_damaged_folder_of_openvino_is_refused(
+    emotions_artifact: Path, tmp_path: Path, name: str, content: bytes | None
+) -> None:
+    folder = as_ir(emotions_artifact, tmp_path / "ir")
+    (folder / name).unlink()
+    if content is not None:
+        (folder / name).write_bytes(content)
+    with pytest.raises(BadArtifact):
+        vitrify_load(folder)

@@ -19,7 +19,16 @@ import pytest
 from PIL import Image, PngImagePlugin
 
 from vitrify.core.errors import BadInput, DiskError, RuntimeFailure, UsageError
-from vitrify.pipelines.images import expand, open_image, read_parameters, save_png, to_uint8
+from vitrify.pipelines.images import (
+    LONGEST_WORDS,
+    check_png_path,
+    expand,
+    open_image,
+    picture_paths,
+    read_parameters,
+    save_png,
+    to_uint8,
+)
 
 WHITE, RED = (255, 255, 255), (255, 0, 0)
 
@@ -315,3 +324,55 @@ def test_what_json_cannot_hold_is_the_callers_error(tmp_path: Path) -> None:
     with pytest.raises(TypeError, match="a set cannot be kept"):
         save_png(noise(), tmp_path / "out.png", {"bad": {1}})
     assert json.dumps(list(tmp_path.iterdir())) == "[]"
+
+
+@pytest.mark.parametrize(
+    ("prompt", "name"),
+    [
+        ("A red, red Apple!", "a-red-red-apple-5.png"),
+        ("one two three four five six seven eight nine", "one-two-three-four-five-six-seven-eight-5.png"),
+        ("!?", "picture-5.png"),
+        ("", "picture-5.png"),
+        ("\udcff fox", "fox-5.png"),  # what Python makes of an argument that is not UTF-8
+    ],
+)
+def test_a_picture_is_named_after_prompt_and_seed(prompt: str, name: str) -> None:
+    assert picture_paths(None, prompt, 5, 1) == [Path(name)]
+
+
+@pytest.mark.parametrize("prompt", ["赤い狐" * 100, "x" * 1000, " ".join(["Donaudampfschifffahrt" * 5] * 8), "é" * 300])
+def test_a_name_fits_a_file_system_and_is_cut_between_characters(prompt: str, tmp_path: Path) -> None:
+    paths = picture_paths(None, prompt, 2**64 - 1, 12)
+    assert len(set(paths)) == 12
+    for path in paths:
+        assert len(path.name.encode()) <= LONGEST_WORDS + len("-18446744073709551615-12.png")
+        assert prompt.lower().replace(" ", "-").startswith(path.name.split("-1844")[0])
+        check_png_path(tmp_path / path)
+        save_png(noise(), tmp_path / path, {})
+    assert len(list(tmp_path.iterdir())) == 12
+
+
+def test_several_pictures_are_numbered() -> None:
+    assert picture_paths(Path("a/out.png"), "fox", 1, 1) == [Path("a/out.png")]
+    assert picture_paths(Path("a/out.png"), "fox", 1, 2) == [Path("a/out-1.png"), Path("a/out-2.png")]
+
+
+def test_a_path_that_cannot_be_written_is_refused_before(tmp_path: Path) -> None:
+    with pytest.raises(UsageError, match=r"does not end in \.png"):
+        check_png_path(tmp_path / "out.jpg")
+    with pytest.raises(DiskError, match="no such folder"):
+        check_png_path(tmp_path / "nothing/out.png")
+    (tmp_path / "folder.png").mkdir()
+    with pytest.raises(DiskError, match="is a folder"):
+        check_png_path(tmp_path / "folder.png")
+    with pytest.raises(DiskError, match="could not be written: File name too long"):
+        check_png_path(tmp_path / f"{'a' * 300}.png")
+    check_png_path(tmp_path / "out.png")
+    assert [file.name for file in tmp_path.iterdir()] == ["folder.png"]
+
+
+@pytest.mark.skipif(not hasattr(os, "geteuid") or os.geteuid() == 0, reason="needs a user whom permissions bind")
+def test_a_folder_that_may_not_be_written_to_is_refused_before(tmp_path: Path) -> None:
+    (tmp_path / "locked").mkdir(mode=0o500)
+    with pytest.raises(DiskError, match="may not be written to"):
+        check_png_path(tmp_path / "locked/out.png")

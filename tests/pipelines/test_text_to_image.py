@@ -15,7 +15,7 @@ from vitrify.core.errors import BadInput, Cancelled, UsageError
 from vitrify.pipelines.images import read_parameters, save_png
 from vitrify.pipelines.schedulers import scheduler_names
 from vitrify.pipelines.text_to_image import Step, TextToImagePipeline
-from vitrify.proof.numeric import psnr
+from vitrify.proof.quality import psnr
 
 diffusers = pytest.importorskip("diffusers", reason="needs the extra export")
 torch = pytest.importorskip("torch", reason="needs the extra export")
@@ -210,12 +210,21 @@ def test_what_ran_where_and_for_how_long_is_told(ours: TextToImagePipeline) -> N
         ({"height": 1}, BadInput, "16"),
         ({"width": 5000}, BadInput, "4096"),
         ({"width": -64}, BadInput, "16"),
+        ({"width": 0}, BadInput, "16"),
+        ({"height": 0}, BadInput, "16"),
+        ({"width": 64.0}, BadInput, "16"),
         ({"scheduler": "heun"}, BadInput, "euler"),
-        ({"steps": 0}, BadInput, ""),
+        ({"steps": 0}, BadInput, "range"),
+        ({"steps": -1}, BadInput, "range"),
+        ({"steps": 2.5}, BadInput, "range"),
         ({"rng": "dice"}, BadInput, "philox"),
         ({"guidance": float("nan")}, UsageError, "number"),
         ({"batch": 0}, UsageError, "1 or more"),
-        ({"seed": 2**64}, BadInput, ""),
+        ({"seed": 2**64}, BadInput, "random"),
+        ({"seed": -1}, BadInput, "random"),
+        ({"seed": 1.5}, BadInput, "random"),
+        ({"seed": float("nan")}, BadInput, "random"),
+        ({"seed": float("inf")}, BadInput, "random"),
     ],
 )
 def test_what_makes_no_sense_is_refused(

@@ -20,7 +20,8 @@ from vitrify.core.errors import BadInput, ProofFailed
 from vitrify.export.job import find_source
 from vitrify.export.reference import reference_artifact
 from vitrify.export.verify import verify_artifact
-from vitrify.proof.numeric import peak_memory, prove_numbers, psnr
+from vitrify.proof.numeric import peak_memory, prove_numbers
+from vitrify.proof.quality import psnr
 
 pytest.importorskip("torch", reason="needs the extra export")
 

@@ -58,7 +58,7 @@ def flip(path: Path, at: int) -> None:
 def fails(component: Any, model: Any, match: str, hashes: FileHashes | None = None) -> None:
     with pytest.raises(ProofFailed, match=match) as caught:
         prove_weights(component, model.entries, hashes or FileHashes())
-    assert "Nothing was published" in caught.value.fix
+    assert "Export again" in caught.value.fix
 
 
 @pytest.mark.parametrize("shard", ["10GB", "8KB"])

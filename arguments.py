@@ -1,0 +1,105 @@
+"""Arguments and options that several commands share, as typer reads them."""
+
+from __future__ import annotations
+
+from enum import StrEnum
+from pathlib import Path
+from typing import Annotated
+
+import typer
+
+from .core.errors import UsageError
+
+_RUNTIME = "Runtime"
+_SOURCE = "Source"
+
+
+class Hint(StrEnum):
+    LATENCY = "latency"
+    THROUGHPUT = "throughput"
+
+
+class Precision(StrEnum):
+    FLOAT32 = "float32"
+    FLOAT16 = "float16"
+    BFLOAT16 = "bfloat16"
+
+
+Json = Annotated[bool, typer.Option("--json", help="Print one JSON document on stdout.")]
+Model = Annotated[str, typer.Argument(help="An artifact's folder, a model's folder, or a hub id.")]
+
+Revision = Annotated[str | None, typer.Option(help="Branch, tag or commit of a hub id.", rich_help_panel=_SOURCE)]
+Variant = Annotated[str | None, typer.Option(help="Variant of the weights, such as fp16.", rich_help_panel=_SOURCE)]
+Token = Annotated[
+    str | None,
+    typer.Option(
+        help="Hub token; default: the stored one.", envvar="HF_TOKEN", show_envvar=True, rich_help_panel=_SOURCE
+    ),
+]
+Offline = Annotated[
+    bool, typer.Option("--offline", help="Use only what the hub's cache holds.", rich_help_panel=_SOURCE)
+]
+
+DeviceOption = Annotated[
+    str | None, typer.Option(help="cpu, cuda:0, ...; without it the best that works.", rich_help_panel=_RUNTIME)
+]
+RuntimeOption = Annotated[
+    str | None,
+    typer.Option("--runtime", help="onnx, ...; without it the first that opens the format.", rich_help_panel=_RUNTIME),
+]
+Threads = Annotated[
+    int, typer.Option(help="Threads; 0 leaves the choice to the runtime.", min=0, rich_help_panel=_RUNTIME)
+]
+Streams = Annotated[
+    int, typer.Option(help="Calls at the same time; 0: as the hint says.", min=0, rich_help_panel=_RUNTIME)
+]
+HintOption = Annotated[
+    Hint, typer.Option("--hint", help="One call soonest, or many at once.", rich_help_panel=_RUNTIME)
+]
+PrecisionOption = Annotated[
+    Precision | None,
+    typer.Option("--precision", help="What floats are computed in; default: the artifact's.", rich_help_panel=_RUNTIME),
+]
+Prepack = Annotated[
+    bool | None,
+    typer.Option(
+        "--prepack/--no-prepack",
+        help="Copy the weights into the layout that runs fastest; without, it opens at once.",
+        rich_help_panel=_RUNTIME,
+    ),
+]
+Arena = Annotated[
+    bool | None,
+    typer.Option("--arena/--no-arena", help="Keep freed memory for the next run.", rich_help_panel=_RUNTIME),
+]
+Static = Annotated[
+    bool,
+    typer.Option("--static", help="Compile for each call's sizes, where any would do.", rich_help_panel=_RUNTIME),
+]
+RuntimeCache = Annotated[
+    bool,
+    typer.Option(
+        "--runtime-cache",
+        help="Keep the runtime's optimized graph, with its weights, on disk.",
+        rich_help_panel=_RUNTIME,
+    ),
+]
+
+
+def refuse_source_options(folder: Path, revision: str | None, variant: str | None) -> None:
+    """Options that choose what is read of a source mean nothing for an artifact, and are not dropped without a word.
+
+    Raises:
+        UsageError: `folder` is an artifact's and one was given.
+    """
+    given = [name for name, value in (("--revision", revision), ("--variant", variant)) if value is not None]
+    if not given:
+        return
+    from .core.artifact import is_artifact
+    from .pipelines.foreign import is_foreign
+
+    if is_artifact(folder) or is_foreign(folder):
+        raise UsageError(
+            f"{' and '.join(given)} choose what is read of a source, and {folder} is an artifact.",
+            "Leave them out, or name the source.",
+        )
