@@ -95,8 +95,10 @@ def table(rows: list[list[str]], head: list[str]) -> None:
     drawn = Table(*head, box=box.SIMPLE_HEAD, pad_edge=False)
     for row in rows:
         drawn.add_row(*(cell.replace("[", "\\[") for cell in row))
+    for column in drawn.columns:
+        column.overflow = "fold"  # a name that is cut off says less than one on two lines
     # a pipe has no width; a wrapped table cannot be read by grep
-    Console(width=None if sys.stdout.isatty() else 160).print(drawn)
+    Console(width=None if sys.stdout.isatty() else 200).print(drawn)
 
 
 def proofs_of(artifact: Any) -> dict[str, Any]:

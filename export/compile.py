@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import hashlib
 import json
+import shlex
 import tempfile
 from collections.abc import Mapping
 from dataclasses import dataclass, field, replace
@@ -80,8 +81,8 @@ class CompileJob:
             raise UsageError("An artifact in onnx and fp32 is what it is made from.", "Give --to or --quant.")
         for note in notes:
             self.report(Event("compile", note=note))
-        samples = self._samples()
         with published(self.target, replace=self.replace) as root:
+            samples = self._samples()
             self._layout(root)
             components = {}
             for number, (name, component) in enumerate(self.artifact.components.items()):
@@ -152,8 +153,11 @@ class CompileJob:
             files = [hash_file(component.graph_path), [w.sha256 for w in component.weights]]
             digest.update(json.dumps([name, files]).encode())
         versions = versions_of(LIBRARIES)
-        command = f"vitrify compile {self.artifact.name} --to {self.to}"
-        command += "" if self.recipe.lossless else f" --quant {self.recipe.id}"
+        command = ["vitrify", "compile", str(self.artifact.model.get("source")), "--to", self.to]
+        command += [] if self.recipe.lossless else ["--quant", self.recipe.id]
+        command += [] if self.calibration is None else ["--calibration", str(self.calibration)]
+        command += [] if self.precision == "float32" else ["--precision", self.precision]
+        command += [] if self.compute_capability is None else ["--compute-capability", self.compute_capability]
         return Artifact(
             root=root,
             id=digest.hexdigest(),
@@ -165,7 +169,7 @@ class CompileJob:
             built={
                 "by": f"vitrify {versions.get('vitrify', '')}".strip(),
                 "versions": versions,
-                "command": command,
+                "command": shlex.join(command),
                 "from": {"id": self.artifact.id, "command": self.artifact.built.get("command")},
             },
         )
@@ -204,6 +208,13 @@ def compile_model(
     calibration: str | Path | None = None,
     verify: bool | None = None,
     replace: bool = False,
+    keep_failed: bool = False,
+    precision: str = "float32",
+    compute_capability: str | None = None,
+    revision: str | None = None,
+    variant: str | None = None,
+    token: str | None = None,
+    offline: bool | None = None,
     report: Report = silent,
 ) -> Artifact:
     """Compile an artifact, or a model that is exported into the cache first, into the folder `target`.
@@ -211,14 +222,29 @@ def compile_model(
     Args:
         to: onnx, openvino, tensorrt-rtx or tensorrt. quant: a recipe's id, such as "int4-weights:group=32".
         calibration: a file of prompts, or a folder of pictures, for the recipes that need some.
+        keep_failed: publish also what is below the recipe's tolerance, marked as failed.
+        precision, compute_capability: of plans. revision, variant, token, offline: of a hub id.
 
     Raises:
         VitrifyError: one of its kinds; nothing half-written is left.
     """
     from .resolve import artifact_for
 
-    job = CompileJob(
-        artifact_for(str(artifact), report=report), Path(target), to, recipe(quant),
-        Path(calibration) if calibration is not None else None, verify, replace, report=report,
-    )  # fmt: skip
-    return job.run().artifact
+    found = artifact_for(str(artifact), revision=revision, variant=variant, token=token, offline=offline, report=report)
+    return (
+        CompileJob(
+            found,
+            Path(target),
+            to,
+            recipe(quant),
+            Path(calibration) if calibration is not None else None,
+            verify,
+            replace,
+            keep_failed,
+            precision,
+            compute_capability,
+            report,
+        )
+        .run()
+        .artifact
+    )

@@ -60,7 +60,7 @@ def verify_artifact(
         if folder.resolve() == artifact.root.resolve():
             raise BadInput(f"{path} would be compared with itself, which proves nothing.", f"{AGAINST.capitalize()}.")
         if is_artifact(folder) or is_foreign(folder):
-            return prove_numbers(artifact, open_artifact(folder), report)
+            return prove_numbers(artifact, open_artifact(folder), report, tolerance_of(artifact))
     if against is None:
         variant = variant or artifact.model.get("variant")
         source = _own_source(artifact, revision or commit, variant, token, offline, report)

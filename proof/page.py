@@ -17,7 +17,8 @@ body{font:16px/1.5 system-ui,sans-serif;max-width:62rem;margin:2rem auto;padding
 h1{font-size:1.6rem} h2{font-size:1.1rem;margin-top:2rem}
 table{border-collapse:collapse;width:100%;font-variant-numeric:tabular-nums} .wide{overflow-x:auto}
 th,td{text-align:left;padding:.35rem .7rem;border-bottom:1px solid color-mix(in srgb,currentColor 20%,transparent)}
-.ok{color:light-dark(#156b36,#6fdc98)} .no{opacity:.65} code{font-size:.9em;overflow-wrap:anywhere}
+.ok{color:light-dark(#156b36,#6fdc98)} .no{opacity:.65} .failed{color:light-dark(#a11,#f88);font-weight:600}
+code{font-size:.9em;overflow-wrap:anywhere}
 """
 
 
@@ -51,11 +52,14 @@ def write_page(artifact: Artifact, path: Path) -> None:
     versions = artifact.proof.get("versions", {})
     title = html.escape(artifact.name)
     model, source = (html.escape(str(artifact.model.get(k))) for k in ("architecture", "source"))
+    failed = ""
+    if artifact.proof.get("status") == "failed":
+        failed = f'<p class="failed">FAILED its proof: {html.escape(str(artifact.proof.get("what", "")))}</p>\n'
     body = f"""<!doctype html>
 <html lang="en"><meta charset="utf-8"><meta name="viewport" content="width=device-width,initial-scale=1">
 <title>{title}: proofs</title><style>{_STYLE}</style>
 <h1>{title}</h1>
-<p>{model} from <code>{source}</code>, artifact <code>{artifact.id[:16] or "without a manifest"}</code>.</p>
+{failed}<p>{model} from <code>{source}</code>, artifact <code>{artifact.id[:16] or "without a manifest"}</code>.</p>
 <h2>Components</h2>{_table(["component", "graph", "weights", "numeric"], rows)}
 <h2>The whole pipeline</h2>{_table(["what", "proof"], whole)}
 <h2>Every comparison</h2>

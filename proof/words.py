@@ -4,12 +4,14 @@ from __future__ import annotations
 
 from typing import Any
 
-_COUNTS = {"tensors": "tensors traced", "pictures": "compared"}
+_COUNTS = {"quantized": "layers quantized", "tensors": "tensors traced", "pictures": "compared"}
 _FIGURES = {
     "max_abs": ("max error ", ".1e", ""),
     "relative": ("", ".1e", " of the range"),
     "snr_db": ("SNR ", ".1f", " dB"),
+    "mean_psnr_db": ("PSNR ", ".1f", " dB on average"),
     "min_psnr_db": ("PSNR at least ", ".1f", " dB"),
+    "agreement": ("", ".1%", " of the labels agree"),
     "max_score_difference": ("scores within ", ".1e", ""),
 }
 
@@ -19,6 +21,8 @@ def in_words(proof: Any) -> str:
     if not isinstance(proof, dict):
         return str(proof)
     said = [f"{proof[key]} {what}" for key, what in _COUNTS.items() if proof.get(key) is not None]
+    if "quantized" in proof:
+        said = said[:1]  # what was rounded is not traced, byte for byte, to its source
     for key, (before, form, after) in _FIGURES.items():
         value = proof.get(key)
         if isinstance(value, int | float):

@@ -11,7 +11,7 @@ import pytest
 HEAVY = ("torch", "diffusers", "transformers", "accelerate", "onnxruntime", "onnx", "onnxscript", "onnx_ir", "openvino",
          "tensorrt", "skimage")  # fmt: skip
 TELL = f"print(*sorted(m for m in {HEAVY} if m in sys.modules))"
-COMMANDS = ("doctor", "export", "verify", "inspect", "generate", "classify", "demo", "cache")
+COMMANDS = ("doctor", "export", "compile", "verify", "inspect", "generate", "classify", "demo", "cache")
 
 
 @pytest.mark.parametrize("module", ["vitrify", "vitrify.cli", "vitrify.core.artifact", "vitrify.pipelines.prompt"])
@@ -48,7 +48,7 @@ def test_reading_an_artifact_loads_no_runtime(python: Callable[..., Any], emotio
     assert (done.code, done.out.split()) == (0, []), done.err
 
 
-@pytest.mark.parametrize("name", ["Artifact", "VitrifyError", "export_model", "load", "__version__"])
+@pytest.mark.parametrize("name", ["Artifact", "VitrifyError", "export_model", "compile_model", "load", "__version__"])
 def test_the_public_names_are_there(python: Callable[..., Any], name: str) -> None:
     done = python(
         f"import vitrify; assert {name!r} in dir(vitrify) and {name!r} in vitrify.__all__; print(vitrify.{name})"
