@@ -108,14 +108,8 @@ def read_prompts(file: Path) -> list[str]:
 def _from_prompts(
     artifact: Artifact, components: Sequence[str], samples: int, prompts: list[str], steps: int, report: Report
 ) -> Recorded:
-    chosen = _spread(samples, len(prompts) * steps)
-
-    def keep(call: int) -> bool:
-        """Each prompt's steps are counted from another one: else all prompts would give the same few."""
-        first, step = call - call % steps, call % steps
-        return chosen(first + (step + call // steps) % steps)
-
-    with _recording(artifact, components, keep) as (pipeline, recorders):
+    chosen = _pairs(samples, len(prompts), steps)
+    with _recording(artifact, components, lambda call: divmod(call, steps) in chosen) as (pipeline, recorders):
         for number, prompt in enumerate(prompts):
             report(Event("calibrate", number, len(prompts), "prompts"))
             pipeline.generate(prompt, steps=steps, seed=number)
@@ -149,6 +143,12 @@ def _recording(artifact: Artifact, components: Sequence[str], keep: Callable[[in
         yield pipeline, recorders
     finally:
         pipeline.close()
+
+
+def _pairs(samples: int, prompts: int, steps: int) -> set[tuple[int, int]]:
+    """`samples` of all (prompt, step), each prompt and each step as often as any other, give or take one."""
+    samples = min(samples, prompts * steps)
+    return {(number % prompts, number * steps // samples) for number in range(samples)}
 
 
 def _spread(samples: int, total: int) -> Callable[[int], bool]:

@@ -38,7 +38,7 @@ class Compiled:
 class CompileJob:
     """A compilation with its settings.
 
-    to: onnx, openvino, tensorrt-rtx or tensorrt. calibration: a file of prompts or a folder of pictures.
+    to: onnx, openvino, torch, tensorrt-rtx or tensorrt. calibration: a file of prompts or a folder of pictures.
     verify: True compares with `artifact` always, False never, None where that needs less than 1 GB.
     keep_failed: publish also what is below the recipe's tolerance, marked as failed.
     precision, compute_capability: of plans; see `plan.build_plan`.
@@ -110,6 +110,11 @@ class CompileJob:
     def _component(self, component: Component, samples: list[dict[str, Any]], root: Path) -> Component:
         if self.to == "onnx":
             return self._quantized(component, samples, root)
+        if self.to == "torch":
+            from .torch_target import write_torch
+
+            wanted = self.recipe if self.recipe.applies_to(component.name) else None
+            return write_torch(component, root, recipe=wanted, report=self.report)
         with tempfile.TemporaryDirectory(prefix=".side-", dir=root) as side:
             if self.recipe.weights == "nf4":
                 from .ir import write_ir
@@ -220,7 +225,7 @@ def compile_model(
     """Compile an artifact, or a model that is exported into the cache first, into the folder `target`.
 
     Args:
-        to: onnx, openvino, tensorrt-rtx or tensorrt. quant: a recipe's id, such as "int4-weights:group=32".
+        to: onnx, openvino, torch, tensorrt-rtx or tensorrt. quant: a recipe's id, such as "int4-weights:group=32".
         calibration: a file of prompts, or a folder of pictures, for the recipes that need some.
         keep_failed: publish also what is below the recipe's tolerance, marked as failed.
         precision, compute_capability: of plans. revision, variant, token, offline: of a hub id.

@@ -77,3 +77,4 @@ def _to_integers(model: ir.Model, layers: dict[str, Any]) -> None:
             graph.remove(node, safe=True)
             last.name = kept
         graph.remove(dequantize, safe=True)
+    graph.sort()  # layers come in the weights' order: another user of an input may stand before its rounding

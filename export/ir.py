@@ -11,7 +11,7 @@ from typing import TYPE_CHECKING, Any
 import numpy as np
 
 from ..core.artifact import NOT_RUN, Component, WeightFile, hash_file
-from ..core.errors import BadInput
+from ..core.errors import BadInput, DiskError
 from ..core.progress import Event, Report, silent
 from ..core.publish import disk_errors
 from ..core.registry import load_runtime
@@ -63,10 +63,14 @@ def write_ir(
         precision = {**recipe.to_json(), "kept": kept, "layers": proof["weights"]["quantized"]}
     folder = component.name if folder is None else folder
     place = f"{folder}/" if folder else ""
-    (root / folder).mkdir(parents=True, exist_ok=True)
     with disk_errors(root):
-        # by default it would halve the precision of float32
-        ov.save_model(model, root / place / XML, compress_to_fp16=False)
+        (root / folder).mkdir(parents=True, exist_ok=True)
+        try:
+            # by default it would halve the precision of float32
+            ov.save_model(model, root / place / XML, compress_to_fp16=False)
+        except RuntimeError as exc:  # of a write that failed it says "iostream error"
+            what = f"OpenVINO cannot write {root / place / XML}, its disk is full or failing: {exc}."
+            raise DiskError(what, "Free some space, then run it again.") from exc
         size, digest = (root / place / BIN).stat().st_size, hash_file(root / place / BIN)
     del model, alive
     source = {"format": component.format, "graph": hash_file(component.graph_path)}

@@ -137,14 +137,14 @@ def store_weights(
                 power += float(np.square(source, dtype=np.float64).sum())
                 values = _stored(key, layers[key], done)
             else:
-                values = {key: _as_stored(entry, plan[key][0])}
+                values = {key: as_stored(entry, plan[key][0])}
             for tensor, value in values.items():
                 writer.write(tensor, value)
                 digests[tensor] = hashlib.sha256(np.ascontiguousarray(value).tobytes()).hexdigest()
     _rewrite(model, weights, layers, writer.entries)
     graph = f"{name}/model.onnx"
     ir.save(model, root / graph)
-    proof = _prove_written(path, writer.entries, digests) | {"quantized": len(layers)}
+    proof = prove_written(path, writer.entries, digests) | {"quantized": len(layers)}
     if noise and power:
         proof["snr_db"] = 10 * math.log10(power / noise)
     kept = sorted(
@@ -261,7 +261,7 @@ def kept_dtype(entry: TensorEntry) -> str:
     return "F16" if size.max() <= _HALF_RANGE[1] and np.median(size) > _HALF_RANGE[0] else "F32"
 
 
-def _as_stored(entry: TensorEntry, dtype: str) -> Array:
+def as_stored(entry: TensorEntry, dtype: str) -> Array:
     if dtype == entry.dtype:
         return read_tensor(entry)
     return read_tensor(entry, "float32").astype(np.float16)
@@ -359,7 +359,7 @@ def point(value: ir.Value, entry: TensorEntry, shape: tuple[int, ...], dtype: st
     value.shape, value.dtype = ir.Shape(shape), kind
 
 
-def _prove_written(path: Path, entries: dict[str, TensorEntry], digests: dict[str, str]) -> dict[str, Any]:
+def prove_written(path: Path, entries: dict[str, TensorEntry], digests: dict[str, str]) -> dict[str, Any]:
     """Read the file again: every tensor in it is what was computed of its source."""
     hashes = FileHashes()
     whole = hashlib.sha256()

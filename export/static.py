@@ -49,7 +49,7 @@ def quantize_static(
         samples: recorded inputs of this component.
 
     Raises:
-        BadInput: no samples, a graph that is quantized already, or NaN among the samples.
+        BadInput: no samples, nothing to quantize, a graph that is quantized already, or NaN in samples or weights.
         MissingDependency: the `quant` extra is not installed.
         DiskError: the disk is full.
     """
@@ -89,13 +89,21 @@ def _float_model(component: Component, recipe: Recipe, scratch: Path) -> tuple[o
     model = ir.load(component.graph_path)
     entries = dict(external_weights(model, component))
     layers = {layer.weight for layer in find_layers(model, entries, recipe)}
+    if not layers:
+        raise BadInput(
+            f"{component.name} has no layer that {recipe.id} would quantize.",
+            "Use another recipe, or leave the component out.",
+        )
     with SafetensorsWriter(scratch / "float.safetensors", {n: ("F32", e.shape) for n, e in entries.items()}) as writer:
         for name, entry in entries.items():
             value = model.graph.initializers[name]
             for node in [n for n, _ in value.uses() if n.op_type == "Cast"]:
                 node.outputs[0].replace_all_uses_with(value)
                 model.graph.remove(node, safe=True)
-            writer.write(name, read_tensor(entry, "float32"))
+            weight = read_tensor(entry, "float32")
+            if name in layers and not np.isfinite(weight).all():
+                raise BadInput(f"The weight {name} holds NaN or infinity.", "Use a checkpoint that is not damaged.")
+            writer.write(name, weight)
             point(value, writer.entries[name], entry.shape)
     kept = [str(n.name) for n in model.graph if _stays(n, recipe, layers)]
     return ir.to_proto(model), kept

@@ -9,7 +9,7 @@ from ..core.errors import UsageError
 from ..core.machine import cpu_info
 from .recipes import RECIPES, Recipe
 
-TARGETS = ("onnx", "openvino", "tensorrt-rtx", "tensorrt")
+TARGETS = ("onnx", "openvino", "torch", "tensorrt-rtx", "tensorrt")
 _VNNI = ("avx512_vnni", "avx_vnni", "amx_int8", "i8mm", "asimddp")
 
 # recipe -> target -> why not; what is not here runs
@@ -21,9 +21,12 @@ _REFUSED: dict[str, dict[str, str]] = {
     },
     "int8-dynamic": {
         "openvino": "OpenVINO quantizes activations its own way: use int8-static.",
+        "torch": "PyTorch computes over int8 weights in float32 alone: use int8-weights.",
         "tensorrt-rtx": "TensorRT has no dynamic int8: use int8-static.",
         "tensorrt": "TensorRT has no dynamic int8: use int8-static.",
     },
+    "int8-static": {"torch": "PyTorch computes over int8 weights in float32 alone: use int8-weights."},
+    "int8-hybrid": {"torch": "PyTorch computes over int8 weights in float32 alone: use int8-weights."},
 }
 
 
@@ -53,6 +56,8 @@ def cell(recipe: Recipe, target: str) -> Cell:
         return Cell(recipe.id, target, False, why, "")
     # a plan holds code besides weights, and none has been run: what is true of files and CPUs is not said of it
     buys = "fewer bits; what that buys on a GPU was not measured" if target.startswith("tensorrt") else recipe.buys
+    if target == "torch":
+        buys = "less disk and memory, at more than float32's time; for those who stay with PyTorch"
     if recipe.lossless:
         buys = recipe.buys
     return Cell(recipe.id, target, True, "", buys, tuple(slower_here(recipe, target)))

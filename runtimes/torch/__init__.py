@@ -1,6 +1,7 @@
-"""PyTorch: opens `torch` components, the reference that every artifact is proved against.
+"""PyTorch: opens `torch` components, the reference that every artifact is proved against and what `compile` writes.
 
-The component's graph is the source's config.json and its weights are the source's own safetensors.
+The component's graph is a config.json. A reference names no files of weights: the libraries load the source's own
+safetensors. A compiled component names its file, whose layers may be quantized.
 """
 
 from __future__ import annotations
@@ -18,6 +19,7 @@ from ...core.errors import BadArtifact, BadInput, DeviceError, MissingDependency
 from ...core.tensors import Array, TensorSpec, check_tensors
 from ..base import Options, Placement, Probe
 from .modules import load
+from .quantized import load_stored
 
 _THREADS = threading.Lock()
 
@@ -38,14 +40,16 @@ def _threads(count: int) -> Iterator[None]:
 
 
 class TorchSession:
-    """The library's module behind the contract, in float32."""
+    """The library's module behind the contract: it computes in float32, also over quantized weights."""
 
-    def __init__(self, component: Component, module: torch.nn.Module, device: torch.device, threads: int) -> None:
+    def __init__(
+        self, component: Component, module: torch.nn.Module, device: torch.device, threads: int, precision: str
+    ) -> None:
         self.inputs: Mapping[str, TensorSpec] = component.inputs
         self.outputs: Mapping[str, TensorSpec] = component.outputs
-        self.placement = Placement("torch", "eager", str(device), "float32")
+        self.placement = Placement("torch", "eager", str(device), precision)
         self._name = component.name
-        self._module: torch.nn.Module | None = module.to(device)
+        self._module: torch.nn.Module | None = module
         self._device = device
         self._threads = threads
 
@@ -73,6 +77,7 @@ class TorchRuntime:
     """The adapter."""
 
     name = "torch"
+    formats = ("torch",)
 
     def probe(self) -> Probe:
         devices = ("cpu", *(f"cuda:{i}" for i in range(torch.cuda.device_count())))
@@ -90,8 +95,8 @@ class TorchRuntime:
         Raises:
             DeviceError: no such device here.
             BadArtifact: the library does not load the folder, or lacks weights in it.
-            BadInput: an override has no weight of its name and shape.
-            MissingDependency: diffusers or transformers is missing or broken.
+            BadInput: an override has no weight of its name and shape, or it is quantized.
+            MissingDependency: diffusers, transformers or the library of the weights' precision is missing or broken.
         """
         # "cpu:0" is the CPU and "cuda" the first GPU; their other numbers must be there
         named = str(Device(device.kind, device.index or (0 if device.kind == "cuda" else None), device.detail))
@@ -100,32 +105,51 @@ class TorchRuntime:
                 f"PyTorch {torch.__version__} cannot run on {device} here; it has {', '.join(self.probe().devices)}.",
                 "Give --device cpu.",
             )
-        try:
-            module = load(component.details["kind"], component.graph_path.parent, component.details.get("variant"))
-        except VitrifyError:
-            raise
-        except ImportError as exc:
-            raise MissingDependency(
-                f"PyTorch components need diffusers and transformers: {_first_line(exc)}.",
-                'pip install "vitrify[torch]"',
-            ) from exc
-        except Exception as exc:  # a damaged folder makes the libraries raise anything
-            raise BadArtifact(
-                f"{component.graph} does not load: {_first_line(exc)}", "Download the model again."
-            ) from exc
-        state = dict(module.named_parameters(remove_duplicate=False))
-        for name, value in (overrides or {}).items():
-            target = state.get(f"module.{name}")
-            if target is None:
-                raise BadInput(f"Override {name}: the model has no such weight.", "Check its name in the state dict.")
-            if tuple(target.shape) != value.shape:
-                raise BadInput(
-                    f"Override {name} has shape {list(value.shape)}, expected {list(target.shape)}.",
-                    "Give the whole changed weight, in the model's own shape.",
-                )
-            with torch.no_grad():
-                target.copy_(torch.from_numpy(np.array(value, order="C")))
-        return TorchSession(component, module, torch.device(named), options.threads)
+        place = torch.device(named)
+        module, stored = _load(component, place)
+        _override(module, stored, overrides or {})
+        kinds = "".join(f" over {kind}" for kind in [" and ".join(sorted(set(stored.values())))] if kind)
+        return TorchSession(component, module, place, options.threads, f"float32{kinds}")
+
+
+def _load(component: Component, device: torch.device) -> tuple[torch.nn.Module, dict[str, str]]:
+    """The wrapped module on `device`, and what each of its quantized layers is stored in."""
+    try:
+        if component.weights:
+            return load_stored(component, device)
+        module = load(component.details["kind"], component.graph_path.parent, component.details.get("variant"))
+        return module.to(device), {}
+    except VitrifyError:
+        raise
+    except ImportError as exc:
+        raise MissingDependency(
+            f"PyTorch components need diffusers and transformers: {_first_line(exc)}.",
+            'pip install "vitrify[torch]"',
+        ) from exc
+    except Exception as exc:  # a damaged folder makes the libraries raise anything
+        raise BadArtifact(f"{component.graph} does not load: {_first_line(exc)}", "Download the model again.") from exc
+
+
+def _override(module: torch.nn.Module, stored: Mapping[str, str], changed: Mapping[str, Array]) -> None:
+    """Put changed weights in place; `stored` names the layers whose weights cannot be changed."""
+    state = dict(module.named_parameters(remove_duplicate=False))
+    for name, value in changed.items():
+        kind = stored.get(name.removesuffix(".weight"))
+        if kind is not None and name.endswith(".weight"):
+            raise BadInput(
+                f"Override {name}: the weight is stored in {kind}, which takes no changed weight.",
+                "Keep that layer when you compile (--quant RECIPE:keep=NAME), or open the model in float32.",
+            )
+        target = state.get(f"module.{name}")
+        if target is None:
+            raise BadInput(f"Override {name}: the model has no such weight.", "Check its name in the state dict.")
+        if tuple(target.shape) != value.shape:
+            raise BadInput(
+                f"Override {name} has shape {list(value.shape)}, expected {list(target.shape)}.",
+                "Give the whole changed weight, in the model's own shape.",
+            )
+        with torch.no_grad():
+            target.copy_(torch.from_numpy(np.array(value, order="C")))
 
 
 RUNTIME = TorchRuntime()

@@ -7,6 +7,7 @@ and outputs. A wrapper holds the library's module as `module`; its state dict is
 from __future__ import annotations
 
 import contextlib
+import logging
 from collections.abc import Callable, Iterator
 from pathlib import Path
 from typing import Any
@@ -80,18 +81,20 @@ class ImageClassifier(torch.nn.Module):
 
 def _diffusers(name: str) -> Callable[[], Any]:
     def load() -> Any:
-        import diffusers
+        with quiet_imports():
+            import diffusers
 
-        return getattr(diffusers, name)
+            return getattr(diffusers, name)
 
     return load
 
 
 def _transformers(name: str) -> Callable[[], Any]:
     def load() -> Any:
-        import transformers
+        with quiet_imports():
+            import transformers
 
-        return getattr(transformers, name)
+            return getattr(transformers, name)
 
     return load
 
@@ -110,14 +113,23 @@ def build(kind: str, config: dict[str, Any]) -> torch.nn.Module:
     """The wrapped module made from a config.json's content, with fresh weights on the current default device."""
     wrapper, load_class = KINDS[kind]
     cls = load_class()
-    if kind == "clip_text":
-        return wrapper(cls(cls.config_class.from_dict(config)).eval())
-    if kind == "image_classifier":
-        from transformers import AutoConfig
+    with quiet_imports():  # the libraries import a model's own file when it is made
+        if kind == "clip_text":
+            return wrapper(cls(cls.config_class.from_dict(config)).eval())
+        if kind == "image_classifier":
+            from transformers import AutoConfig
 
-        given = {k: v for k, v in config.items() if k != "model_type"}
-        return wrapper(cls.from_config(AutoConfig.for_model(config["model_type"], **given)).eval())
-    return wrapper(cls.from_config(config).eval())
+            given = {k: v for k, v in config.items() if k != "model_type"}
+            return wrapper(cls.from_config(AutoConfig.for_model(config["model_type"], **given)).eval())
+        return wrapper(cls.from_config(config).eval())
+
+
+def build_empty(kind: str, config: dict[str, Any]) -> torch.nn.Module:
+    """`build` with parameters that have no data (meta tensors); what the module computes by itself is there."""
+    from accelerate import init_empty_weights
+
+    with init_empty_weights(include_buffers=False):
+        return build(kind, config)
 
 
 def load(kind: str, folder: Path, variant: str | None = None) -> torch.nn.Module:
@@ -131,13 +143,34 @@ def load(kind: str, folder: Path, variant: str | None = None) -> torch.nn.Module
     if kind in ("unet", "vae_encoder", "vae_decoder"):
         word = "torch_dtype"
     given = {word: torch.float32, "variant": variant, "use_safetensors": True, "local_files_only": True}
-    with no_bars():
+    with no_bars(), quiet_imports():
         module, info = load_class().from_pretrained(str(folder), output_loading_info=True, **given)
     lost = sorted(map(str, [*info["missing_keys"], *info["mismatched_keys"]]))
     if lost:
         more = f" and {len(lost) - 3} more" if len(lost) > 3 else ""
         raise BadArtifact(f"{folder} lacks {', '.join(lost[:3])}{more}.", "Download the model again, whole.")
     return wrapper(module.eval())
+
+
+# what they warn of concerns kernels that nothing here uses, or names of their own that they are about to change
+_CHATTER = ("bitsandbytes", "torchao", "torch.utils._pytree", "diffusers.quantizers")
+
+
+@contextlib.contextmanager
+def quiet_imports() -> Iterator[None]:
+    """The quantization libraries warn of nothing while this lasts.
+
+    diffusers and transformers import them, where they are installed, together with any model.
+    """
+    loggers = [logging.getLogger(name) for name in _CHATTER]
+    levels = [logger.level for logger in loggers]
+    for logger in loggers:
+        logger.setLevel(logging.ERROR)
+    try:
+        yield
+    finally:
+        for logger, level in zip(loggers, levels, strict=True):
+            logger.setLevel(level)
 
 
 @contextlib.contextmanager

@@ -99,3 +99,27 @@ def test_a_missing_model_library_is_told(python: Any, unet_model: Any, library: 
     ran = python(OPEN, library, unet_model.source)
     assert library in ran.out, ran.err
     assert 'pip install "vitrify[torch]"' in ran.out
+
+
+SPEAK = """
+import logging
+import sys
+from pathlib import Path
+from vitrify.core.artifact import Component
+from vitrify.core.device import Device
+from vitrify.core.registry import load_runtime
+from vitrify.runtimes.base import Options
+component = Component("it", "torch", "config.json", {}, {}, details={"kind": sys.argv[1]}, root=Path(sys.argv[2]))
+load_runtime("torch").open(component, Device("cpu"), Options()).close()
+print(*sorted(m for m in ("bitsandbytes", "torchao") if m in sys.modules))
+logging.getLogger("torchao").warning("a word of its own")
+"""
+
+
+@pytest.mark.parametrize(("name", "kind"), [("vit_model", "image_classifier"), ("unet_model", "unet")])
+def test_the_quantization_libraries_are_imported_in_silence(request: Any, python: Any, name: str, kind: str) -> None:
+    """diffusers and transformers import them beside any model; they warn of kernels that nothing here uses."""
+    pytest.importorskip("torchao", reason="needs vitrify[torch]")
+    ran = python(SPEAK, kind, request.getfixturevalue(name).source)
+    assert (ran.code, ran.err) == (0, "a word of its own\n")
+    assert "torchao" in ran.out

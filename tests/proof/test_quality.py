@@ -221,9 +221,13 @@ def test_a_classifier_that_gives_no_numbers_is_named(labelling: Opened) -> None:
     ("proof", "words"),
     [
         ("not run", "not run"),
-        ({"tensors": 7, "quantized": 3, "snr_db": 43.21}, "7 tensors traced, SNR 43.2 dB"),
+        ({"tensors": 7, "quantized": 3, "snr_db": 43.21}, "3 layers quantized, SNR 43.2 dB"),
+        ({"tensors": 7, "sha256": "0"}, "7 tensors traced"),
         ({"max_abs": 1e-6, "relative": 2e-7, "snr_db": None}, "max error 1.0e-06, 2.0e-07 of the range"),
-        ({"pictures": 64, "max_score_difference": 0.01, "agreement": 1.0}, "64 compared, scores within 1.0e-02"),
+        (
+            {"pictures": 64, "max_score_difference": 0.01, "agreement": 1.0},
+            "64 compared, 100.0% of the labels agree, scores within 1.0e-02",
+        ),
         ({"status": "failed", "snr_db": 3.0}, "FAILED: SNR 3.0 dB"),
         ({"status": "failed"}, "FAILED: failed"),
         ({}, "run, without figures"),
