@@ -63,7 +63,8 @@ def compare_images(reference: Open, given: Open, tolerance: Tolerance, report: R
         {"images": PSNR (dB) and SSIM of each picture, and how far the latents are apart after each step}.
 
     Raises:
-        ProofFailed: the pictures differ by more than the tolerance, or something draws NaN or black.
+        ProofFailed: the pictures differ by more than the tolerance, or one is of one plain colour.
+        RuntimeFailure: a component gives NaN; names it.
     """
     drawn = []
     for number, opened in enumerate((reference, given)):

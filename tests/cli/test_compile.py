@@ -334,7 +334,7 @@ def test_doctor_says_which_recipe_runs_where(vitrify: Callable[..., Any]) -> Non
             assert bool(cell["why"]) is not cell["runs"] is bool(cell["buys"])
     assert not found["nf4-weights"]["targets"]["onnx"]["runs"]
     shown = vitrify("doctor", COLUMNS="100").out
-    assert re.search(r"^ *nf4-weights +no +yes +no +no ", shown, re.M)
+    assert re.search(r"^ *nf4-weights +no +yes +yes +no +no ", shown, re.M)
     assert "nf4-weights not on tensorrt-rtx and tensorrt: TensorRT has no nf4 type: use int4-weights." in shown
 
 

@@ -116,11 +116,9 @@ def test_its_manifest_tells_what_it_was_made_from(pictures: Compiled, drawing: A
     assert made.id != drawing.id
     assert made.model == drawing.model
     assert made.pipeline == drawing.pipeline
-    assert (
-        made.built["command"]
-        == f"vitrify compile {shlex.quote(drawing.model['source'])} --to openvino --quant int8-weights"
-    )
-    assert made.built["from"] == {"id": drawing.id, "command": drawing.built["command"]}
+    source = shlex.quote(drawing.model["source"])
+    assert made.built["command"] == f"vitrify compile {source} --to openvino --quant int8-weights"
+    assert made.built["from"] == {"id": drawing.id, "command": drawing.built.get("command")}
     assert made.built["versions"]["openvino"]
     recipes = {n: c.precision["recipe"] for n, c in made.components.items()}
     assert recipes == {
@@ -404,7 +402,7 @@ def test_one_quantized_graph_draws_the_same_on_two_runtimes(
         pipeline: Any = load(artifact, "cpu", runtime=runtime)
         try:
             prompts = ["a red apple", "a happy face"]
-            images = pipeline.generate(prompts, steps=8, seed=1, guidance=3).images
+            images = pipeline.generate(prompts, steps=6, seed=1, guidance=3).images
             assert pipeline.placement["unet"]["runtime"] == runtime
         finally:
             pipeline.close()
@@ -412,7 +410,9 @@ def test_one_quantized_graph_draws_the_same_on_two_runtimes(
     assert min(psnr(a, b) for a, b in zip(*drawn, strict=True)) >= least
 
 
-@pytest.mark.parametrize("id", ["int8-weights", "int4-weights:group=32", "int8-static"])
+@pytest.mark.parametrize(
+    "id", ["int4-weights:group=32", "int8-static", pytest.param("int8-weights", marks=pytest.mark.slow)]
+)
 def test_the_same_graph_becomes_a_plan(
     once: Callable[[str], Component], float_unet: Component, tmp_path: Path, id: str
 ) -> None:

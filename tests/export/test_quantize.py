@@ -180,7 +180,9 @@ def off(expected: Array, given: Array) -> float:
     return float(np.abs(expected - given).max() / (expected.max() - expected.min()))
 
 
-@pytest.mark.parametrize("id", IDS)
+@pytest.mark.parametrize(
+    "id", [pytest.param(id, marks=pytest.mark.slow) if id == "int8-weights:group=64" else id for id in IDS]
+)
 def test_the_graph_computes_the_dequantized_product(
     float_unet: Component, quantized: Quantize, run: Callable[..., Any], tmp_path: Path, id: str
 ) -> None:

@@ -33,6 +33,7 @@ pytest.importorskip("torch", reason="needs the extra export")
 RNG = np.random.default_rng(0)
 QUICK = Tolerance(psnr=30.0, score=1.0, agreement=1.0, exact=False, prompts=2, steps=2)
 ONE = replace(QUICK, prompts=1, steps=1)
+AGREE = "100.0% of the labels agree"
 
 
 def picture(height: int, width: int) -> np.ndarray:
