@@ -36,7 +36,7 @@ _STATE = ort.capi.onnxruntime_pybind11_state
 _NEWER = ("ModelLoadCanceled", "ModelRequiresCompilation", "DeviceReset")  # not in every supported version
 
 _UPGRADE = "pip install --upgrade onnxruntime"
-_FORM = [ort.__version__, 1]  # raise the number when `_cached` writes other graphs than before
+_FORM = [ort.__version__, 2]  # raise the number when `_cached` writes other graphs than before
 # at opening: what is wrong with the graph or its weights (Fail: missing or short external data, an unknown opset, ...)
 _GRAPH_IS_BAD = (
     _STATE.NoSuchFile,
@@ -215,7 +215,8 @@ class OrtRuntime:
             return component.graph_path
         try:
             weights = [identity(component, w) for w in component.weights]
-            key = key_of([hash_file(component.graph_path), weights, _FORM])
+            level = str(component.precision.get("accuracy_level", 0))
+            key = key_of([hash_file(component.graph_path), weights, level, _FORM])
         except OSError as exc:
             what = f"{component.graph} or its weights cannot be read: {exc}."
             raise BadArtifact(what, "Copy the whole folder again or export again.") from exc
@@ -231,6 +232,7 @@ class OrtRuntime:
                     "session.optimized_model_external_initializers_file_name", "model.onnx.data"
                 )
                 writing.add_session_config_entry("session.disable_prepacking", "1")
+                writing.add_session_config_entry("session.qdq_matmulnbits_accuracy_level", level)
                 ort.InferenceSession(str(component.graph_path), writing, providers=[PROVIDERS["cpu"]])
             found = cache.get("onnxruntime", key)
         if found is None:
