@@ -36,7 +36,7 @@ from .evaluate import MODELS, caption_pictures, held_out_views, nearest_right, t
 
 CELLS = (
     *("onnx:int8-weights", "openvino:int8-weights", "onnx:int4-weights:group=32", "openvino:int4-weights:group=32"),
-    *("openvino:nf4-weights", "onnx:int8-static", "openvino:int8-static", "onnx:int8-dynamic"),
+    *("openvino:nf4-weights", "torch:nf4-weights", "onnx:int8-static", "openvino:int8-static", "onnx:int8-dynamic"),
 )
 PAINTER, READER = "emoji-diffusion", "emoji-emotions"
 MAIN = {PAINTER: "unet", READER: "model"}  # what a cell must change for the model to be asked about it
@@ -74,7 +74,7 @@ class Asked:
     """
 
     prompts: int = 32
-    seeds: int = 5
+    seeds: int = 20
     steps: int = 20
     views: int = 10
     min_psnr: float = 0.0
@@ -275,7 +275,7 @@ def _compiled(source: Artifact, target: Path, cell: Cell, exam: Exam, report: Re
 
 
 def _opened(artifact: Artifact, cell: Cell, asked: Asked) -> Any:
-    device = "cpu" if cell.to in ("onnx", "openvino") else None  # plans run on a GPU alone
+    device = None if cell.to.startswith("tensorrt") else "cpu"  # plans run on a GPU alone
     return load(artifact, device, options=Options(threads=asked.threads))
 
 

@@ -34,10 +34,13 @@ PROMPTS = (
 
 
 class Recorder:
-    """A session that keeps what it is given. keep: asked with the number of the call, whether to keep that one."""
+    """A session that keeps what it is given.
 
-    def __init__(self, session: Session, keep: Callable[[int], bool]) -> None:
-        self._session, self._keep = session, keep
+    keep: asked with the number of the call, whether to keep that one. count: told how many calls were done.
+    """
+
+    def __init__(self, session: Session, keep: Callable[[int], bool], count: Callable[[int], None]) -> None:
+        self._session, self._keep, self._count = session, keep, count
         self.calls = 0
         self.seen: list[dict[str, Array]] = []
 
@@ -56,8 +59,10 @@ class Recorder:
     def run(self, tensors: Mapping[str, Array]) -> dict[str, Array]:
         if self._keep(self.calls):
             self.seen.append({name: np.array(value) for name, value in tensors.items()})
+        out = self._session.run(tensors)
         self.calls += 1
-        return self._session.run(tensors)
+        self._count(self.calls)
+        return out
 
     def close(self) -> None:
         self._session.close()
@@ -109,9 +114,16 @@ def _from_prompts(
     artifact: Artifact, components: Sequence[str], samples: int, prompts: list[str], steps: int, report: Report
 ) -> Recorded:
     chosen = _pairs(samples, len(prompts), steps)
-    with _recording(artifact, components, lambda call: divmod(call, steps) in chosen) as (pipeline, recorders):
+    total = len(prompts) * steps
+
+    def count(done: int) -> None:
+        report(Event("calibrate", done, total, "steps"))
+
+    def keep(call: int) -> bool:
+        return divmod(call, steps) in chosen
+
+    with _recording(artifact, components, keep, count) as (pipeline, recorders):
         for number, prompt in enumerate(prompts):
-            report(Event("calibrate", number, len(prompts), "prompts"))
             pipeline.generate(prompt, steps=steps, seed=number)
         return _bounded(recorders, report)
 
@@ -127,18 +139,23 @@ def _from_pictures(
     if not paths:
         raise BadInput(f"{given} holds no picture, and calibration needs some.", "Give a folder of PNG or JPEG files.")
     chosen = [p for number, p in enumerate(paths) if _spread(samples, len(paths))(number)]
-    with _recording(artifact, components, lambda call: True) as (pipeline, recorders):
-        for number, path in enumerate(chosen):
-            report(Event("calibrate", number, len(chosen), "pictures"))
+
+    def count(done: int) -> None:
+        report(Event("calibrate", done, len(chosen), "pictures"))
+
+    with _recording(artifact, components, lambda call: True, count) as (pipeline, recorders):
+        for path in chosen:
             pipeline.classify([open_image(path)])
         return _bounded(recorders, report)
 
 
 @contextmanager
-def _recording(artifact: Artifact, components: Sequence[str], keep: Callable[[int], bool]) -> Any:
+def _recording(
+    artifact: Artifact, components: Sequence[str], keep: Callable[[int], bool], count: Callable[[int], None]
+) -> Any:
     pipeline = load(artifact, "cpu", options=Options())
     try:
-        recorders = {name: Recorder(pipeline.sessions[name], keep) for name in components}
+        recorders = {name: Recorder(pipeline.sessions[name], keep, count) for name in components}
         pipeline.sessions = {**pipeline.sessions, **recorders}
         yield pipeline, recorders
     finally:

@@ -138,8 +138,9 @@ def _parse(parser: Any, component: Component, precision: str, title: str) -> Non
     path = component.graph_path
     if not path.is_file():
         raise BadArtifact(f"{path} is missing.", "Copy the whole folder again or export again.")
-    whole = precision == "float32"
-    parsed = parser.parse_from_file(str(path)) if whole else parser.parse(_halved(path), str(path))
+    half, rounded = precision != "float32", component.precision.get("activations") != "float32"
+    changed = half or rounded
+    parsed = parser.parse(_changed(path, half), str(path)) if changed else parser.parse_from_file(str(path))
     if not parsed:
         error = parser.get_error(0) if parser.num_errors else None
         said = plain(error.desc()) if error else "the parser does not say why"
@@ -149,13 +150,17 @@ def _parse(parser: Any, component: Component, precision: str, title: str) -> Non
 
 
 @export_libraries()
-def _halved(path: Path) -> bytes:
+def _changed(path: Path, half: bool) -> bytes:
+    """The graph as TensorRT takes it; its weights stay where they are."""
     import onnx_ir as ir
 
     from .half import compute_in_half
+    from .signed import make_signed
 
     model = ir.load(path)
-    compute_in_half(model)
+    make_signed(model)
+    if half:
+        compute_in_half(model)
     return bytes(ir.to_proto(model).SerializeToString())
 
 

@@ -1,7 +1,8 @@
 """int8 weights and int8 activations from recorded inputs: NNCF finds the ranges, and the artifact stores the integers.
 
-Activations are symmetric int8 without zero points: what TensorRT takes, and what ONNX Runtime 1.32 reads right (its
-propagation of QuantizeLinear mixes up the types of zero points).
+Activations are symmetric, written as uint8 with the zero point 128: the form that ONNX Runtime's integer kernels read
+(it turns int8 into it and gets the types wrong on the way) and that is int8 without a zero point for TensorRT.
+Those kernels also round what a convolution gives, so the graph says it for every runtime.
 """
 
 from __future__ import annotations
@@ -27,11 +28,14 @@ from ..core.safetensors_writer import SafetensorsWriter
 from ..core.tensors import Array
 from ..quant.recipes import Recipe
 from .quantize import external_weights, find_layers, point, store_weights
+from .ranges import largest
 
 if TYPE_CHECKING:
     import onnx
     import onnx_ir as ir
 
+_ZERO = "vitrify.zero_point"  # one for all activations
+_MOVES = ("Reshape", "Transpose", "Flatten", "Squeeze", "Unsqueeze")  # the same numbers in another order
 _EMBED = 256  # elements: smaller initializers stay in the graph
 
 
@@ -64,6 +68,10 @@ def quantize_static(
         model, kept = _float_model(component, recipe, Path(scratch))
         quantized = _nncf(model, recipe, samples, kept, Path(scratch))
         counts = _plain(quantized)
+        outputs = [n.output[0] for n in _rounded(quantized, "Conv")]
+        _round_outputs(quantized, largest(model, outputs, samples, Path(scratch), report))
+        counts["activations"] += len(outputs)
+        _part_biases(quantized)
         graph, entries = _external(quantized, Path(scratch))
         layers = {}
         if recipe.name == "int8-hybrid":
@@ -153,11 +161,12 @@ def _nncf(
 
 
 def _plain(model: onnx.ModelProto) -> dict[str, int]:
-    """Make every quantizer symmetric int8 without a zero point; how many there are of weights and of activations."""
+    """Make every quantizer symmetric; how many there are of weights and of activations."""
     import onnx
 
     values = {i.name: i for i in model.graph.initializer}
     widened: set[str] = set()
+    zeros: dict[tuple[int, ...], str] = {}
     counts = {"weights": 0, "activations": 0}
     for node in model.graph.node:
         if node.op_type not in ("QuantizeLinear", "DequantizeLinear") or len(node.input) < 3:
@@ -170,12 +179,16 @@ def _plain(model: onnx.ModelProto) -> dict[str, int]:
             wide = onnx.numpy_helper.to_array(scale) * np.float32(255 / 127)
             scale.CopyFrom(onnx.numpy_helper.from_array(wide.astype(np.float32), scale.name))
             widened.add(scale.name)
-        del node.input[2]
-        if node.op_type == "QuantizeLinear":
-            node.attribute.append(onnx.helper.make_attribute("output_dtype", onnx.TensorProto.INT8))
-            counts["activations"] += 1
-        elif node.input[0] in values:
-            counts["weights"] += 1
+        if node.input[0] in values:
+            # ONNX Runtime fuses a Gemm only where its weight says the 0 that is the default
+            node.input[2] = zeros.setdefault(tuple(zero.dims), f"{_ZERO}.{'x'.join(map(str, zero.dims))}")
+            counts["weights"] += node.op_type == "DequantizeLinear"
+        else:
+            node.input[2] = _ZERO
+            counts["activations"] += node.op_type == "QuantizeLinear"
+    model.graph.initializer.append(onnx.numpy_helper.from_array(np.array(128, np.uint8), _ZERO))
+    for dims, name in zeros.items():
+        model.graph.initializer.append(onnx.numpy_helper.from_array(np.zeros(dims, np.int8), name))
     used = {name for node in model.graph.node for name in node.input}
     left = [i for i in model.graph.initializer if i.name in used]
     del model.graph.initializer[:]
@@ -184,6 +197,62 @@ def _plain(model: onnx.ModelProto) -> dict[str, int]:
     del model.graph.value_info[:]
     model.graph.value_info.extend(shapes)
     return counts
+
+
+def _rounded(model: onnx.ModelProto, op: str) -> list[onnx.NodeProto]:
+    """The nodes of this kind with an int8 weight and an int8 input."""
+    made = {name: node for node in model.graph.node for name in node.output}
+
+    def comes_rounded(name: str) -> bool:
+        while name in made and made[name].op_type in _MOVES:
+            name = made[name].input[0]
+        return name in made and made[name].op_type == "DequantizeLinear"
+
+    return [n for n in model.graph.node if n.op_type == op and all(map(comes_rounded, n.input[:2]))]
+
+
+def _part_biases(model: onnx.ModelProto) -> None:
+    """Add the bias of each rounded Gemm behind it: with one in float, ONNX Runtime computes it in float32."""
+    import onnx
+
+    rounded = {n.output[0] for n in _rounded(model, "Gemm") if len(n.input) == 3}
+    nodes = []
+    for node in model.graph.node:
+        nodes.append(node)
+        name = node.output[0]
+        if name in rounded:
+            bias, node.output[0] = node.input.pop(), _alike(model, name, "product")
+            nodes.append(onnx.helper.make_node("Add", [node.output[0], bias], [name], f"{node.name}.bias"))
+    del model.graph.node[:]
+    model.graph.node.extend(nodes)
+
+
+def _alike(model: onnx.ModelProto, name: str, kind: str) -> str:
+    """A new value with the type and shape of this one; its name."""
+    for given in [v for v in (*model.graph.value_info, *model.graph.output) if v.name == name]:
+        model.graph.value_info.add().CopyFrom(given)
+        model.graph.value_info[-1].name = f"{name}.{kind}"
+    return f"{name}.{kind}"
+
+
+def _round_outputs(model: onnx.ModelProto, peaks: dict[str, float]) -> None:
+    """Round each of these values to int8 and back, for all that read it."""
+    import onnx
+
+    nodes = []
+    for node in model.graph.node:
+        nodes.append(node)
+        name = node.output[0]
+        if name not in peaks:
+            continue
+        node.output[0], scale = _alike(model, name, "float32"), f"{name}.scale"
+        step = np.float32(max(peaks[name], 1e-12) / 127)
+        model.graph.initializer.append(onnx.numpy_helper.from_array(np.array(step), scale))
+        make = onnx.helper.make_node
+        nodes.append(make("QuantizeLinear", [node.output[0], scale, _ZERO], [f"{name}.quantized"], f"{name}.quantize"))
+        nodes.append(make("DequantizeLinear", [f"{name}.quantized", scale, _ZERO], [name], f"{name}.dequantize"))
+    del model.graph.node[:]
+    model.graph.node.extend(nodes)
 
 
 def _external(model: onnx.ModelProto, scratch: Path) -> tuple[ir.Model, dict[str, TensorEntry]]:
@@ -200,9 +269,22 @@ def _external(model: onnx.ModelProto, scratch: Path) -> tuple[ir.Model, dict[str
             initializer.ClearField("raw_data")
     del model.metadata_props[:]
     made = ir.from_proto(model)
+    _say_types(made)
     for name, entry in writer.entries.items():
         point(made.graph.initializers[name], entry, entry.shape)
     return made, writer.entries
+
+
+def _say_types(model: ir.Model) -> None:
+    """Type and shape of what was put between: other tools do not infer them."""
+    import onnx_ir as ir
+
+    for node in model.graph:
+        given, made = node.inputs[0], node.outputs[0]
+        if given is not None and node.op_type == "QuantizeLinear":
+            made.dtype, made.shape = ir.DataType.UINT8, given.shape
+        elif given is not None and node.op_type == "DequantizeLinear":
+            made.dtype, made.shape = ir.DataType.FLOAT, given.shape
 
 
 @contextlib.contextmanager

@@ -101,7 +101,7 @@ RECIPES = {
         Recipe(
             "int8-static", "int8", "int8", _DENOISERS, calibrated=True, samples=64, min_psnr=25,
             min_agreement=0.99,
-            buys="time on OpenVINO, and a quarter of float32's disk; needs calibration",
+            buys="time on processors with int8 dot products, and a quarter of float32's disk; needs calibration",
         ),
         Recipe(
             "int8-hybrid", "int8", "int8+float32", _DENOISERS, calibrated=True, samples=64, min_psnr=25,

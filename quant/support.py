@@ -99,11 +99,6 @@ def slower_here(recipe: Recipe, target: str) -> list[str]:
     """A warning where integer activations gain nothing on this processor."""
     if target.startswith("tensorrt") or "int8" not in recipe.activations:
         return []
-    if target == "onnx" and recipe.calibrated:
-        return [
-            f"{recipe.id} saves disk and no time on ONNX Runtime's CPU, which rounds and then computes its products in "
-            "float32: expect float32's time or a little more. OpenVINO computes them in int8."
-        ]
     flags = {flag for key, value in cpu_info() if key in ("flags", "Features") for flag in value.split()}
     if not flags or flags & set(_VNNI):
         return []

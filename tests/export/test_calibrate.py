@@ -162,8 +162,9 @@ def test_no_more_is_kept_than_fits(labelling: Artifact, tmp_path: Path, monkeypa
 
 def test_what_was_recorded_does_not_change_afterwards(drawing: Artifact) -> None:
     pipeline: Any = load(drawing, "cpu")
+    told: list[int] = []
     try:
-        recorder = calibrate.Recorder(pipeline.sessions["unet"], lambda call: True)
+        recorder = calibrate.Recorder(pipeline.sessions["unet"], lambda call: True, told.append)
         assert dict(recorder.inputs) == dict(drawing.components["unet"].inputs)
         assert dict(recorder.outputs) == dict(drawing.components["unet"].outputs)
         assert recorder.placement.device == "cpu"
@@ -176,5 +177,6 @@ def test_what_was_recorded_does_not_change_afterwards(drawing: Artifact) -> None
         tensors["sample"][:] = 7
         assert out["out_sample"].shape == (1, 4, 8, 8)
         assert (recorder.seen[0]["sample"] == 1).all()
+        assert told == [1]
     finally:
         pipeline.close()

@@ -28,6 +28,7 @@ from vitrify.export.calibrate import record_inputs  # noqa: E402
 from vitrify.export.static import quantize_static  # noqa: E402
 
 LINEARS, CONVS = 46, 34  # of the built-in UNet, with 4096 weights or more and not sensitive
+AFTER = 2  # shortcuts, kept in float, that read what a quantized convolution gave
 STATIC, HYBRID = recipe("int8-static"), recipe("int8-hybrid")
 Count = Callable[[Component], Counter[Any]]
 Samples = list[dict[str, np.ndarray]]
@@ -74,7 +75,8 @@ def test_every_layer_has_rounded_weights_and_inputs_and_attention_has_none(
         ("Gemm", True, True): LINEARS,
         ("Gemm", False, False): before["Gemm"] - LINEARS,
         ("Conv", True, True): CONVS,
-        ("Conv", False, False): before["Conv"] - CONVS,
+        ("Conv", False, False): before["Conv"] - CONVS - AFTER,
+        ("Conv", True, False): AFTER,
         ("MatMul", False, False): before["MatMul"],
     }
 
@@ -85,7 +87,8 @@ def test_in_a_hybrid_linear_layers_keep_float_inputs(hybrid: Component, float_un
         ("Gemm", False, True): LINEARS,
         ("Gemm", False, False): before["Gemm"] - LINEARS,
         ("Conv", True, True): CONVS,
-        ("Conv", False, False): before["Conv"] - CONVS,
+        ("Conv", False, False): before["Conv"] - CONVS - AFTER,
+        ("Conv", True, False): AFTER,
         ("MatMul", False, False): before["MatMul"],
     }
     assert hybrid.precision["layers"] == LINEARS + CONVS
@@ -105,27 +108,31 @@ def test_what_the_manifest_says_is_what_the_file_has(
     assert made.precision["recipe"] == f"int8-{name}"
     tensors = read_header(made.root / made.weights[0].path)
     assert made.proof["weights"]["tensors"] == len(tensors)
-    assert sum(e.dtype == "I8" for e in tensors.values()) == LINEARS + CONVS
+    assert sum(e.dtype == "I8" and len(e.shape) > 1 for e in tensors.values()) == LINEARS + CONVS
 
 
 @pytest.mark.parametrize("name", ["static", "hybrid"])
-def test_there_is_no_zero_point_and_every_integer_is_signed(name: str, request: pytest.FixtureRequest) -> None:
-    """What TensorRT takes."""
-    graph = onnx.load(str(request.getfixturevalue(name).graph_path), load_external_data=False).graph
+def test_activations_are_symmetric_around_128_and_weights_around_0(name: str, request: pytest.FixtureRequest) -> None:
+    """What ONNX Runtime's integer kernels read, and what is int8 without a zero point once 128 is taken off."""
+    path = request.getfixturevalue(name).graph_path
+    graph = onnx.load(str(path), load_external_data=False).graph
+    stored = {t.name: t for t in onnx.load(str(path)).graph.initializer}
     nodes = [n for n in graph.node if n.op_type in ("QuantizeLinear", "DequantizeLinear")]
     assert nodes
-    assert all(len(n.input) == 2 for n in nodes)
     for node in nodes:
-        if node.op_type == "QuantizeLinear":
-            assert [a.i for a in node.attribute if a.name == "output_dtype"] == [onnx.TensorProto.INT8]
-    assert onnx.TensorProto.UINT8 not in {t.data_type for t in graph.initializer}
-    onnx.checker.check_model(str(request.getfixturevalue(name).graph_path))
+        if node.input[0] not in stored:
+            zero = stored[node.input[2]]
+            assert (zero.data_type, onnx.numpy_helper.to_array(zero).tolist()) == (onnx.TensorProto.UINT8, 128)
+        elif len(node.input) > 2:
+            assert stored[node.input[2]].data_type == onnx.TensorProto.INT8
+            assert not onnx.numpy_helper.to_array(stored[node.input[2]]).any()
+    onnx.checker.check_model(str(path))
 
 
 def test_weights_have_seven_bits(static: Component) -> None:
     """On processors without VNNI two products of 8 bits overflow 16."""
     stored = load_file(static.root / static.weights[0].path)
-    largest = [int(np.abs(v.astype(int)).max()) for v in stored.values() if v.dtype == np.int8]
+    largest = [int(np.abs(v.astype(int)).max()) for v in stored.values() if v.dtype == np.int8 and v.ndim > 1]
     assert len(largest) == LINEARS + CONVS
     assert max(largest) <= 64
     assert min(largest) >= 60
@@ -153,14 +160,17 @@ def test_openvino_computes_a_hybrids_convolutions_in_integers(hybrid: Component,
     assert found["Convolution", "u8"] + found["Convolution", "i8"] == CONVS
 
 
-@pytest.mark.parametrize("name", ["static", "hybrid"])
-def test_onnx_runtime_keeps_every_rounding(name: str, request: pytest.FixtureRequest, ort_operators: Count) -> None:
-    """Its optimizer may drop or fold what it does not recognize; then float weights would be computed with."""
-    made = request.getfixturevalue(name)
-    found = ort_operators(made)
-    assert found["INT8 weight"] + found["MatMulNBits"] == made.precision["layers"]
-    assert found["QuantizeLinear"] >= made.precision["quantized_activations"]
-    assert found["MatMulNBits"] == (LINEARS if name == "hybrid" else 0)
+def test_onnx_runtime_computes_every_layer_in_integers(
+    static: Component, hybrid: Component, float_unet: Component, ort_operators: Count
+) -> None:
+    """Its optimizer computes in float32 what it does not recognize, and says nothing."""
+    found, mixed, before = ort_operators(static), ort_operators(hybrid), ort_operators(float_unet)
+    assert (found["QGemm"], found["QLinearConv"]) == (LINEARS, CONVS)
+    assert (mixed["MatMulNBits"], mixed["QLinearConv"]) == (LINEARS, CONVS)
+    assert before["QGemm"] + before["QLinearConv"] + before["MatMulNBits"] == 0, "the count would not tell"
+    convolutions = sum(n for op, n in before.items() if str(op).endswith("Conv"))
+    assert found["Conv"] + found["FusedConv"] == convolutions - CONVS
+    assert found["Gemm"] == before["Gemm"] - LINEARS
 
 
 @pytest.mark.parametrize("name", ["static", "hybrid"])
@@ -179,6 +189,40 @@ def test_its_numbers_are_near_those_in_float_and_alike_on_both_runtimes(
     assert snr(ours, theirs) > 25
 
 
+@pytest.mark.parametrize(("name", "precision"), [("static", "float32"), ("static", "float16"), ("hybrid", "float16")])
+def test_a_tensorrt_plan_is_built_of_it(
+    name: str, precision: str, request: pytest.FixtureRequest, tmp_path: Path
+) -> None:
+    pytest.importorskip("tensorrt_rtx", reason="needs vitrify[tensorrt-rtx]")
+    from vitrify.export.plan import build_plan
+
+    made = request.getfixturevalue(name)
+    plan = build_plan(made, tmp_path, flavour="tensorrt-rtx", precision=precision, compute_capability="8.9")
+    assert plan.precision["activations"] == made.precision["activations"].replace("float32", precision)
+    assert plan.graph_path.stat().st_size > 0
+
+
+def test_signed_integers_are_the_same_numbers(component: Callable[..., Component]) -> None:
+    import onnx_ir as ir
+    from onnx.reference import ReferenceEvaluator
+
+    from vitrify.export.signed import make_signed
+
+    nodes = [
+        helper.make_node("QuantizeLinear", ["x", "scale", "zero"], ["q"]),
+        helper.make_node("DequantizeLinear", ["q", "scale", "zero"], ["y"]),
+    ]
+    given = component(nodes, {}, {"scale": np.float32(0.03), "zero": np.array(128, np.uint8)})
+    model = ir.load(given.graph_path)
+    make_signed(model)
+    signed = ir.to_proto(model)
+    assert [t.data_type for t in signed.graph.initializer if t.name == "zero"] == [onnx.TensorProto.INT8]
+    x = {"x": np.random.default_rng(4).uniform(-6, 6, (8, 64)).astype(np.float32)}
+    right, got = (ReferenceEvaluator(m).run(None, x)[0] for m in (onnx.load(str(given.graph_path)), signed))
+    assert (right.min(), right.max()) == pytest.approx((-128 * 0.03, 127 * 0.03)), "both ends are met"
+    np.testing.assert_array_equal(got, right)
+
+
 def test_ranges_come_from_the_samples(nncf: None, component: Callable[..., Component], tmp_path: Path) -> None:
     rng = np.random.default_rng(0)
     weight = rng.standard_normal((96, 64)).astype(np.float32)
@@ -194,6 +238,26 @@ def test_ranges_come_from_the_samples(nncf: None, component: Callable[..., Compo
         scales.append(float(values[node.input[1]]))
     assert scales[0] == pytest.approx(1 / 127, rel=0.02)
     assert scales[1] == pytest.approx(50 / 127, rel=0.02)
+
+
+def test_what_a_convolution_gives_is_rounded_to_its_range(
+    nncf: None, component: Callable[..., Component], run: Callable[..., Any], tmp_path: Path
+) -> None:
+    rng = np.random.default_rng(3)
+    weight = rng.standard_normal((64, 64, 3, 3)).astype(np.float32)
+    node = helper.make_node("Conv", ["x", "conv.weight"], ["y"], pads=[1, 1, 1, 1], name="conv")
+    given = component([node], {"conv.weight": weight}, given=("rows", 64, 8, 8), rank=4)
+    samples = [{"x": size * rng.standard_normal((2, 64, 8, 8)).astype(np.float32)} for size in (1.0, 3.0)]
+    made = quantize_static(given, STATIC, samples, tmp_path / "out")
+    graph = onnx.load(str(made.graph_path)).graph
+    values = {t.name: onnx.numpy_helper.to_array(t) for t in graph.initializer}
+    (last,) = (n for n in graph.node if n.op_type == "QuantizeLinear" and n.input[0] == "y.float32")
+    peaks = [float(np.abs(run(given, sample)["y"]).max()) for sample in samples]
+    assert float(values[last.input[1]]) == pytest.approx(np.mean(peaks) / 127, rel=1e-5)
+    right = run(given, samples[0])["y"]
+    for runtime in ("onnx", "openvino"):
+        error = run(made, samples[0], runtime)["y"] - right
+        assert 25 < 10 * np.log10(np.square(right).mean() / np.square(error).mean()) < 50
 
 
 def test_what_is_never_negative_fits_the_signed_half(
