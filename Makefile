@@ -5,7 +5,7 @@ BIN = $(VENV)/bin
 RUN = $(BIN)/python -m
 BENCH ?= bench-output
 
-.PHONY: demo test test-slow test-optimum lint bench clean
+.PHONY: demo test test-slow test-optimum test-openvino-peers lint bench clean
 
 $(VENV)/.ready: pyproject.toml
 	test -x $(BIN)/python || $(PYTHON) -m venv $(VENV)
@@ -21,7 +21,7 @@ demo: $(VENV)/.ready
 	$(RUN) vitrify demo -o demo-output
 
 test: $(VENV)/.ready
-	$(RUN) pytest -m "not slow and not optimum"
+	$(RUN) pytest -m "not slow and not optimum and not openvino_peers"
 
 test-slow: $(VENV)/.ready
 	$(RUN) pytest -m slow
@@ -36,6 +36,19 @@ test-slow: $(VENV)/.ready
 
 test-optimum: .venv-optimum/.ready
 	.venv-optimum/bin/python -m pytest -m optimum tests/optimum -W ignore::pytest.PytestUnraisableExceptionWarning
+
+# optimum-intel wants an older transformers, and torchvision, whose wheel does not import beside torch's for the CPU;
+# nothing here uses that
+.venv-openvino-peers/.ready: pyproject.toml
+	test -x .venv-openvino-peers/bin/python || $(PYTHON) -m venv .venv-openvino-peers
+	.venv-openvino-peers/bin/pip install -q -U pip
+	.venv-openvino-peers/bin/pip install -q torch==2.13.0
+	.venv-openvino-peers/bin/pip install -q -e ".[export,onnx,openvino,genai,openvino-peers]" pytest
+	.venv-openvino-peers/bin/pip uninstall -q -y torchvision
+	touch $@
+
+test-openvino-peers: .venv-openvino-peers/.ready
+	.venv-openvino-peers/bin/python -m pytest -m openvino_peers tests/optimum
 
 bench: $(VENV)/.ready
 	$(RUN) vitrify.bench.first --work $(BENCH)

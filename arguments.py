@@ -28,6 +28,11 @@ class Precision(StrEnum):
 Json = Annotated[bool, typer.Option("--json", help="Print one JSON document on stdout.")]
 Model = Annotated[str, typer.Argument(help="An artifact's folder, a model's folder, or a hub id.")]
 
+Verify = Annotated[
+    bool | None, typer.Option("--verify/--no-verify", help="Numeric proof; default: where it needs under 1 GB.")
+]
+Force = Annotated[bool, typer.Option(help="Replace an artifact that lies there.")]
+
 Revision = Annotated[str | None, typer.Option(help="Branch, tag or commit of a hub id.", rich_help_panel=_SOURCE)]
 Variant = Annotated[str | None, typer.Option(help="Variant of the weights, such as fp16.", rich_help_panel=_SOURCE)]
 Token = Annotated[

@@ -11,7 +11,7 @@ from typing import Annotated
 import typer
 
 from . import screen
-from .arguments import Json, Offline, Revision, Token, Variant, refuse_source_options
+from .arguments import Force, Json, Offline, Revision, Token, Variant, Verify, refuse_source_options
 from .cli_compile import compile
 from .cli_run import classify, generate, use
 from .core.errors import BadInput, Cancelled, DiskError, UsageError, VitrifyError
@@ -63,11 +63,9 @@ def export(
     revision: Revision = None,
     variant: Variant = None,
     token: Token = None,
-    verify: Annotated[
-        bool | None, typer.Option("--verify/--no-verify", help="Numeric proof; default: where it needs under 1 GB.")
-    ] = None,
+    verify: Verify = None,
     offline: Offline = False,
-    force: Annotated[bool, typer.Option(help="Replace an artifact that lies there.")] = False,
+    force: Force = False,
     json: Json = False,
 ) -> None:
     """Export a model to an artifact without loading its weights, and prove it."""
@@ -99,6 +97,11 @@ def verify(
     variant: Variant = None,
     token: Token = None,
     offline: Offline = False,
+    lpips: Annotated[
+        Path | None, typer.Option(help="Folder with LPIPS's weights: measure the pictures also with it.")
+    ] = None,
+    clip: Annotated[Path | None, typer.Option(help="Folder of a CLIP model: measure CLIP scores too.")] = None,
+    html: Annotated[Path | None, typer.Option(help="Write the proofs, with the pictures, as a page.")] = None,
     json: Json = False,
 ) -> None:
     """Check an artifact's hashes, trace its weights, and compare numbers and pictures. Exits with 3 where it fails."""
@@ -114,6 +117,9 @@ def verify(
             variant=variant,
             token=token,
             offline=True if offline else None,
+            lpips=lpips,
+            clip=clip,
+            html=html,
             report=report,
         )
     if json:

@@ -11,8 +11,8 @@ from typing import TYPE_CHECKING, Annotated, Any
 import typer
 
 from . import screen
-from .arguments import Json, Model, Offline, Revision, Token, Variant, refuse_source_options
-from .cli_run import use
+from .arguments import Force, Json, Model, Offline, Revision, Token, Variant, Verify
+from .cli_run import artifact_of, use
 from .core.errors import UsageError
 from .quant.recipes import RECIPES, Recipe, recipe
 from .quant.support import TARGETS, cell, check_target
@@ -64,11 +64,8 @@ def compile(
             "--keep-failed", help="Publish also what fails its proof, marked as such.", rich_help_panel=_QUANT
         ),
     ] = False,
-    verify: Annotated[
-        bool | None,
-        typer.Option("--verify/--no-verify", help="Compare with MODEL; default: where it needs under 1 GB."),
-    ] = None,
-    force: Annotated[bool, typer.Option(help="Replace an artifact that lies there.")] = False,
+    verify: Verify = None,
+    force: Force = False,
     precision: Annotated[
         PlanPrecision | None, typer.Option(help="What floats are computed in.", rich_help_panel=_PLAN)
     ] = None,
@@ -86,16 +83,12 @@ def compile(
     wanted = _recipe(quant, samples, keep)
     check_target(wanted, target)
     _refuse(wanted, target, calibration, precision, compute_capability)
-    refuse_source_options(Path(model), revision, variant)
 
     from .export.compile import CompileJob
-    from .export.resolve import artifact_for
 
     with screen.progress() as report:
         told: list[str] = []
-        artifact = artifact_for(
-            model, revision=revision, variant=variant, token=token, offline=True if offline else None, report=report
-        )
+        artifact = artifact_of(model, revision, variant, token, offline, report)
         folder = output or Path(_name(artifact.name, target, wanted))
         done = CompileJob(
             artifact,

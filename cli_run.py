@@ -93,7 +93,7 @@ def generate(
         static=static,
     )
     with screen.progress() as report:
-        artifact = _artifact(model, revision, variant, token, offline, report)
+        artifact = artifact_of(model, revision, variant, token, offline, report)
         _need(artifact, "text2img", "generate")
         opened = load(artifact, device, options=options, runtime=runtime, say=lambda s: screen.say(f"device: {s}"))
         pipeline = cast("TextToImagePipeline", opened)
@@ -182,7 +182,7 @@ def classify(
         static=static,
     )
     with screen.progress() as report:
-        artifact = _artifact(model, revision, variant, token, offline, report)
+        artifact = artifact_of(model, revision, variant, token, offline, report)
         _need(artifact, "classify", "classify")
         eye = open_detector(detector) if faces else None
         opened = load(artifact, device, options=options, runtime=runtime, say=lambda s: screen.say(f"device: {s}"))
@@ -227,9 +227,10 @@ def classify(
         raise typer.Exit(error.exit_code)
 
 
-def _artifact(
+def artifact_of(
     model: str, revision: str | None, variant: str | None, token: str | None, offline: bool, report: Report
 ) -> Artifact:
+    """The artifact that a command's first argument names, exported first where it is a model."""
     from .export.resolve import artifact_for
 
     refuse_source_options(Path(model), revision, variant)

@@ -162,6 +162,17 @@ def make_picture(path: Path) -> None:
     picture.save(path)
 
 
+def make_pictures(folder: Path, count: int) -> None:
+    """Pictures as `make_picture` draws them, turned so that no two are alike."""
+    from PIL import Image
+
+    make_picture(folder / "0.png")
+    with Image.open(folder / "0.png") as first:
+        for number in range(1, count):
+            turned = first.rotate(360 * number / count, fillcolor=(255 * number // count, 128, 64))
+            turned.save(folder / f"{number}.png")
+
+
 def main(arguments: list[str]) -> int:
     if len(arguments) not in (1, 2) or (len(arguments) == 2 and arguments[1] not in ("sd15", "vit-b")):
         print("usage: python -m vitrify.bench.models DIR [sd15|vit-b]", file=sys.stderr)

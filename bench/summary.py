@@ -22,7 +22,7 @@ _MB = 1e6
 METRICS = ("wall_s", "cpu_s", "peak_mb")
 # how the peak was read: in the data, not in the table
 _DETAIL = ("tree_rss_mb", "tree_pss_mb", "tree_uss_mb", "root_rss_mb")
-_TITLES = {"wall_s": "wall s", "cpu_s": "CPU s", "peak_mb": "peak MB", "disk_mb": "disk MB"}
+_UNITS = {"s": "s", "ms": "ms", "mb": "MB"}
 
 
 @dataclass(frozen=True)
@@ -70,6 +70,14 @@ class Row:
             for name, figure in self.figures.items()
             if figure.noisy or (name in self.ratios and self.ratios[name].noisy)
         ]
+
+
+@dataclass(frozen=True)
+class Columns:
+    """The metrics that a table shows, and those among them whose ratios it shows."""
+
+    figures: Sequence[str]
+    ratios: Sequence[str]
 
 
 @dataclass(frozen=True)
@@ -131,14 +139,14 @@ def ratio(
 
 def summarize(
     samples: Sequence[Sample],
-    baselines: Mapping[str, str] | None = None,
+    baselines: Mapping[str, str | None] | None = None,
     threshold: float = THRESHOLD,
 ) -> Summary:
     """Figures of every case, and ratios to the baseline of its group.
 
     Args:
         samples: of one call of `measure`; rounds of different calls are no pairs.
-        baselines: group -> case; a group that is not named is compared with its first case.
+        baselines: group -> case, or None for no ratios; a group that is not named is compared with its first case.
 
     Raises:
         UsageError: a baseline that was not measured.
@@ -150,7 +158,7 @@ def summarize(
         if sample.case not in cases:
             cases.append(sample.case)
     for group, case in (baselines or {}).items():
-        if case not in groups.get(group, []):
+        if case is not None and case not in groups.get(group, []):
             raise UsageError(
                 f"The baseline {case!r} has no sample in group {group!r}.", f"Measured: {groups.get(group, [])}."
             )
@@ -191,32 +199,44 @@ def to_json(summary: Summary) -> dict[str, Any]:
     }
 
 
-def to_table(summary: Summary) -> str:
-    """One markdown table a group: median (lowest-highest) of each metric, ratios to the baseline, and notes."""
+def to_table(summary: Summary, columns: Mapping[str, Columns] | None = None) -> str:
+    """One markdown table a group: median (lowest-highest) of each metric, ratios to the baseline, and notes.
+
+    columns: by group; of a group that is not named, everything is shown.
+    """
     return "\n\n".join(
-        _table([row for row in summary.rows if row.group == group])
+        _table([row for row in summary.rows if row.group == group], (columns or {}).get(group))
         for group in dict.fromkeys(row.group for row in summary.rows)
     )
 
 
-def _table(rows: Sequence[Row]) -> str:
+def _table(rows: Sequence[Row], columns: Columns | None) -> str:
     printed = dict.fromkeys(name for row in rows for name in row.figures)
     metrics = [*METRICS, *(name for name in printed if name not in METRICS and name not in _DETAIL)]
-    compared = [name for name in metrics if any(name in row.ratios for row in rows)]
+    if columns is not None:
+        metrics = [name for name in columns.figures if name in printed]
+    compared = [name for name in (columns.ratios if columns else metrics) if any(name in row.ratios for row in rows)]
     baseline = next((row.baseline for row in rows if row.baseline), "")
-    head = ["case", *(_TITLES.get(m, m.replace("_", " ")) for m in metrics)]
+    head = ["case", *(" ".join(filter(None, _words(m))) for m in metrics)]
     head += [f"{_title(m)} ratio" for m in compared] + ["notes"]
     lines = [head, ["---", *("---:" for _ in head[2:]), "---"]]
     for row in rows:
         cells = [row.case, *(_cell(row.figures.get(m)) for m in metrics), *(_cell(row.ratios.get(m)) for m in compared)]
-        lines.append([*cells, _notes(row)])
+        lines.append([*cells, _notes(row, metrics)])
     text = "\n".join("| " + " | ".join(cell.replace("|", "\\|") for cell in line) + " |" for line in lines)
     return text + (f"\n\nRatios are to {baseline}, paired by round." if baseline else "")
 
 
+def _words(metric: str) -> tuple[str, str]:
+    """A metric's name in words, and its unit: `peak_mb` is ("peak", "MB")."""
+    name, _, unit = metric.rpartition("_")
+    words = (name if name and unit in _UNITS else metric).replace("_", " ")
+    return {"cpu": "CPU"}.get(words, words), _UNITS.get(unit, "") if name else ""
+
+
 def _title(metric: str) -> str:
     """The metric's name without its unit."""
-    return _TITLES.get(metric, metric.replace("_", " ")).rsplit(" ", 1)[0]
+    return _words(metric)[0]
 
 
 def _cell(value: Figure | None) -> str:
@@ -233,10 +253,10 @@ def _number(value: float) -> str:
     return f"{value:.0f}" if size >= 100 else f"{value:.1f}" if size >= 10 else f"{value:.2f}"
 
 
-def _notes(row: Row) -> str:
+def _notes(row: Row, metrics: Sequence[str]) -> str:
     rounds = max(value.count for value in row.figures.values())
     notes = [f"{rounds} round" + "s" * (rounds != 1)]
-    noisy = [name for name in row.noisy if name not in _DETAIL]
+    noisy = [name for name in row.noisy if name in metrics]
     if noisy:
         notes.append("noisy: " + ", ".join(_title(name) for name in noisy))
     if row.others_cores > _BUSY_CORES:

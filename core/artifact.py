@@ -22,7 +22,9 @@ SCHEMA = 1
 MANIFEST = "artifact.json"
 PICKLES = (".bin", ".pt", ".pth", ".ckpt", ".pkl", ".pickle", ".joblib")
 NOT_RUN = "not run"
-_OPENVINO_WEIGHTS = ".bin"  # an IR's .bin is plain bytes beside its .xml; formats below say where it is allowed
+# an IR's .bin is plain bytes beside its .xml; formats below say where it is allowed
+_OPENVINO_WEIGHTS = ".bin"
+_TOKENIZER = "openvino_tokenizer.bin"  # an IR too, of no component: OpenVINO GenAI opens it, we do not
 
 Json = dict[str, Any]
 
@@ -232,8 +234,10 @@ class Artifact:
         """
         for path, kind in self.files():
             check_inside(self.root, path)
-            ending = PurePosixPath(path).suffix.lower()
-            if ending in PICKLES and not (kind == "openvino" and ending == _OPENVINO_WEIGHTS):
+            pure = PurePosixPath(path)
+            ending = pure.suffix.lower()
+            plain = (kind == "openvino" and ending == _OPENVINO_WEIGHTS) or (kind == "data" and pure.name == _TOKENIZER)
+            if ending in PICKLES and not plain:
                 raise BadArtifact(f"{path} may be a pickle, which can run code when loaded.", "Use safetensors files.")
             if not (self.root / path).is_file():
                 raise BadArtifact(f"{self.root / path} is missing.", "Copy the whole folder again or export again.")

@@ -17,6 +17,7 @@ from typing import Any
 
 import numpy as np
 
+from .dtypes import FLOATS, NAMES
 from .errors import BadInput, DiskError
 from .tensors import Array
 
@@ -26,18 +27,12 @@ STEMS = ("diffusion_pytorch_model", "model")
 PICKLES = (".bin", ".ckpt", ".pt", ".pth")
 OTHER_FRAMEWORKS = (".msgpack", ".h5", ".onnx")
 
-# Bits of one element (safetensors/src/tensor.rs, `Dtype::bitsize`).
-DTYPE_BITS = {
-    "BOOL": 8, "F4": 4, "F6_E2M3": 6, "F6_E3M2": 6, "U8": 8, "I8": 8, "F8_E5M2": 8, "F8_E4M3": 8, "F8_E8M0": 8,
-    "F8_E4M3FNUZ": 8, "F8_E5M2FNUZ": 8, "I16": 16, "U16": 16, "F16": 16, "BF16": 16, "I32": 32, "U32": 32, "F32": 32,
-    "C64": 64, "F64": 64, "I64": 64, "U64": 64,
-}  # fmt: skip
-
 # Those that numpy has; BF16 comes as its bits.
-NUMPY_DTYPES = {
-    "BOOL": "?", "U8": "<u1", "I8": "<i1", "I16": "<i2", "U16": "<u2", "F16": "<f2", "BF16": "<u2", "I32": "<i4",
-    "U32": "<u4", "F32": "<f4", "C64": "<c8", "F64": "<f8", "I64": "<i8", "U64": "<u8",
-}  # fmt: skip
+NUMPY_DTYPES = {n: np.dtype(t).newbyteorder("<") for n, t in (NAMES | {"BF16": "uint16"}).items() if "F8" not in n}
+
+# Bits of one element (safetensors/src/tensor.rs, `Dtype::bitsize`).
+DTYPE_BITS = {n: 8 * t.itemsize for n, t in NUMPY_DTYPES.items()} | {"F4": 4, "F6_E2M3": 6, "F6_E3M2": 6}
+DTYPE_BITS |= dict.fromkeys(("F8_E5M2", "F8_E4M3", "F8_E8M0", "F8_E4M3FNUZ", "F8_E5M2FNUZ"), 8)
 
 AGAIN = "The file is damaged: download it again."
 
@@ -264,7 +259,7 @@ def read_tensor(entry: TensorEntry, dtype: str | None = None) -> Array:
     """
     if dtype not in (None, "float32"):
         raise ValueError(f"dtype is None or 'float32', not {dtype!r}")
-    convertible = NUMPY_DTYPES if dtype is None else ("F16", "BF16", "F32", "F64")
+    convertible = NUMPY_DTYPES if dtype is None else FLOATS
     if entry.dtype not in convertible:
         what = f"Tensor {entry.name!r} in {entry.file} is {entry.dtype}, which cannot be read as {dtype or 'numpy'}."
         raise BadInput(what, f"Expected one of {', '.join(convertible)}: use a checkpoint that is not quantized.")

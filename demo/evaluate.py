@@ -74,9 +74,9 @@ def captions_drawn(
 ) -> dict[str, Any]:
     """Draw every caption with DDIM and find its nearest training picture. Missed captions are listed."""
     import torch
-    from diffusers import DDIMScheduler, StableDiffusionPipeline
+    from diffusers import DDIMScheduler
 
-    pipeline = StableDiffusionPipeline.from_pretrained(folder, torch_dtype=torch.float32)
+    pipeline = _in_float32(folder)
     pipeline.set_progress_bar_config(disable=True)
     pipeline.scheduler = DDIMScheduler.from_config(pipeline.scheduler.config)
     table = dict(list(captions().items())[:limit])
@@ -103,14 +103,21 @@ def captions_drawn(
     return {"captions": len(prompts), "pictures": total, "accuracy": hits / total, "missed": missed}
 
 
+def _in_float32(folder: Path) -> Any:
+    from diffusers import StableDiffusionPipeline
+
+    pipeline = StableDiffusionPipeline.from_pretrained(folder)
+    pipeline.text_encoder.float()  # transformers alone keeps what the file has
+    return pipeline
+
+
 def pictures_rebuilt(folder: Path, emoji: EmojiSet) -> dict[str, Any]:
     """PSNR (dB) of the VAE on emoji that it never saw."""
     import torch
-    from diffusers import StableDiffusionPipeline
 
     from .train_diffusion import as_batch, held_out, psnr
 
-    vae = StableDiffusionPipeline.from_pretrained(folder, torch_dtype=torch.float32).vae
+    vae = _in_float32(folder).vae
     names = held_out(emoji)
     pictures = as_batch(np.stack([emoji.on_white(n) for n in names]))
     with torch.no_grad():
@@ -159,15 +166,18 @@ def main() -> int:
     except VitrifyError as exc:
         print(f"{exc.what}\n{exc.fix}", file=sys.stderr)
         return exc.exit_code
+    from ..runtimes.torch.modules import no_bars, quiet_imports
+
     report: dict[str, Any] = {}
-    if given.only in (None, "vae"):
-        report["vae"] = pictures_rebuilt(given.diffusion, emoji)
-    if given.only in (None, "expressions"):
-        report["emoji-emotions"] = expressions_read(given.emotions, emoji)
-    if given.only in (None, "captions"):
-        report["emoji-diffusion"] = captions_drawn(
-            given.diffusion, emoji, given.guidance, given.seeds, given.steps, given.limit
-        )
+    with quiet_imports(), no_bars():
+        if given.only in (None, "vae"):
+            report["vae"] = pictures_rebuilt(given.diffusion, emoji)
+        if given.only in (None, "expressions"):
+            report["emoji-emotions"] = expressions_read(given.emotions, emoji)
+        if given.only in (None, "captions"):
+            report["emoji-diffusion"] = captions_drawn(
+                given.diffusion, emoji, given.guidance, given.seeds, given.steps, given.limit
+            )
     print(json.dumps(report, indent=1))
     return 0
 

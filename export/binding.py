@@ -13,6 +13,7 @@ from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, field
 from typing import TYPE_CHECKING
 
+from ..core.dtypes import NAMES
 from ..core.errors import BadInput
 from ..core.safetensors_header import TensorEntry, hash_tensor, read_bytes
 
@@ -23,13 +24,6 @@ if TYPE_CHECKING:
 COMPUTED = re.compile(r"(^|\.)(position_ids|num_batches_tracked|relative_position_index|rotary_emb\.inv_freq)$")
 
 FOREIGN = "Check that config.json and the weights come from one model; a part that is missing is never made up."
-
-# safetensors dtype -> torch's name for it.
-TORCH_DTYPES = {
-    "BOOL": "bool", "U8": "uint8", "I8": "int8", "I16": "int16", "I32": "int32", "I64": "int64", "F16": "float16",
-    "BF16": "bfloat16", "F32": "float32", "F64": "float64", "F8_E4M3": "float8_e4m3fn", "F8_E5M2": "float8_e5m2",
-    "U16": "uint16", "U32": "uint32", "U64": "uint64", "C64": "complex64",
-}  # fmt: skip
 
 Run = Callable[[Mapping[str, "torch.Tensor"]], dict[str, "torch.Tensor"]]
 
@@ -240,7 +234,7 @@ def load_tensor(entry: TensorEntry) -> torch.Tensor:
 def _torch_dtype(entry: TensorEntry) -> torch.dtype:
     import torch
 
-    dtype = getattr(torch, TORCH_DTYPES.get(entry.dtype, ""), None)
+    dtype = getattr(torch, NAMES.get(entry.dtype, ""), None)
     if not isinstance(dtype, torch.dtype):
         what = f"Tensor {entry.name!r} in {entry.file} is {entry.dtype}, which torch does not have."
         raise BadInput(what, "Use a checkpoint that is not quantized.")

@@ -2,26 +2,24 @@
 
 from __future__ import annotations
 
-import hashlib
-import json
-import shlex
 import tempfile
 from collections.abc import Mapping
 from dataclasses import dataclass, field, replace
 from pathlib import Path
 from typing import Any
 
-from ..core.artifact import MANIFEST, NOT_RUN, Artifact, Component, hash_file
-from ..core.errors import BadInput, ProofFailed, UsageError
-from ..core.machine import LIBRARIES, describe_host, versions_of
+from ..core.artifact import MANIFEST, NOT_RUN, Artifact, Component
+from ..core.errors import BadInput, ProofFailed, RuntimeFailure, UsageError
 from ..core.progress import Event, Report, silent
 from ..core.publish import link_or_copy, published
-from ..proof.numeric import NUMERIC_LIMIT, prove_numbers
+from ..proof.evidence import FOLDER, Evidence, keep_pictures
+from ..proof.numeric import NUMERIC_LIMIT, is_verdict, prove_numbers
 from ..proof.quality import Tolerance
 from ..quant.recipes import Recipe, recipe
 from ..quant.support import check
 from .calibrate import Recorded, record_inputs
 from .libraries import export_libraries
+from .provenance import built_files, new_artifact
 
 FAILED = "failed"
 
@@ -63,7 +61,7 @@ class CompileJob:
         Raises:
             UsageError: the recipe does not run on that target.
             BadInput: the artifact is compiled already, or there is nothing to calibrate with.
-            ProofFailed: quality is below the recipe's tolerance; nothing was published.
+            ProofFailed: quality is below the recipe's tolerance, or a component gives NaN; nothing was published.
             BadInput, DiskError, Busy, MissingDependency: nothing was published.
         """
         given = {c.format for c in self.artifact.components.values()}
@@ -88,6 +86,10 @@ class CompileJob:
             for number, (name, component) in enumerate(self.artifact.components.items()):
                 self.report(Event(f"compile {name}", number, len(self.artifact.components), "components"))
                 components[name] = self._component(component, samples.get(name, []), root)
+            if self.to == "openvino":
+                from .ov_tokenizer import write_ov_tokenizers
+
+                notes += write_ov_tokenizers(root, self.report)
             made = self._numeric(self._artifact(root, components), notes)
             made.with_hashes().save()
         return Compiled(Artifact.load(self.target), notes)
@@ -104,7 +106,8 @@ class CompileJob:
         weights = {w.path for c in self.artifact.components.values() for w in c.weights}
         for path in sorted(p for p in self.artifact.root.rglob("*") if p.is_file()):
             name = path.relative_to(self.artifact.root).as_posix()
-            if name not in graphs | weights | {MANIFEST}:
+            # the proof of the artifact that it is made from says nothing of this one
+            if name not in graphs | weights | {MANIFEST} and not name.startswith(f"{FOLDER}/"):
                 link_or_copy(path, root / name)
 
     def _component(self, component: Component, samples: list[dict[str, Any]], root: Path) -> Component:
@@ -153,30 +156,21 @@ class CompileJob:
         return quantize_weights(component, self.recipe, root, self.report)
 
     def _artifact(self, root: Path, components: Mapping[str, Component]) -> Artifact:
-        digest = hashlib.sha256(json.dumps([self.artifact.id, self.to, self.recipe.id]).encode())
-        for name, component in sorted(components.items()):
-            files = [hash_file(component.graph_path), [w.sha256 for w in component.weights]]
-            digest.update(json.dumps([name, files]).encode())
-        versions = versions_of(LIBRARIES)
         command = ["vitrify", "compile", str(self.artifact.model.get("source")), "--to", self.to]
         command += [] if self.recipe.lossless else ["--quant", self.recipe.id]
         command += [] if self.calibration is None else ["--calibration", str(self.calibration)]
         command += [] if self.precision == "float32" else ["--precision", self.precision]
         command += [] if self.compute_capability is None else ["--compute-capability", self.compute_capability]
-        return Artifact(
-            root=root,
-            id=digest.hexdigest(),
-            model=dict(self.artifact.model),
-            pipeline=dict(self.artifact.pipeline),
-            components=dict(components),
-            proof={"images": NOT_RUN, "labels": NOT_RUN, "machine": describe_host(), "versions": versions},
-            evaluation=dict(self.artifact.evaluation),
-            built={
-                "by": f"vitrify {versions.get('vitrify', '')}".strip(),
-                "versions": versions,
-                "command": shlex.join(command),
-                "from": {"id": self.artifact.id, "command": self.artifact.built.get("command")},
-            },
+        source = self.artifact
+        return new_artifact(
+            root,
+            components,
+            [[source.id, self.to, self.recipe.id], *built_files(components)],
+            command,
+            model=source.model,
+            pipeline=source.pipeline,
+            evaluation=source.evaluation,
+            origin={"id": source.id, "command": source.built.get("command")},
         )
 
     def _numeric(self, made: Artifact, notes: list[str]) -> Artifact:
@@ -188,15 +182,20 @@ class CompileJob:
             why = f"needs about {need / 1e9:.1f} GB" if self.verify is None else "not asked for"
             notes.append(f"numeric proof not run ({why}); `vitrify verify --against {self.artifact.root}` runs it")
             return made
-        tolerance = Tolerance.of(self.recipe)
+        tolerance, seen = Tolerance.of(self.recipe), Evidence()
         try:
-            return prove_numbers(made, self.artifact, self.report, tolerance)
-        except ProofFailed as exc:
+            proved = prove_numbers(made, self.artifact, self.report, tolerance, evidence=seen)
+        except (ProofFailed, RuntimeFailure) as exc:
+            if not is_verdict(exc):
+                raise
             if not self.keep_failed:
-                fix = "Nothing was published. Keep more layers (keep=PATTERN); --keep-failed publishes it, marked."
+                milder = "" if self.recipe.lossless else "Keep more layers (keep=PATTERN); "
+                fix = f"Nothing was published. {milder}--keep-failed publishes it, marked."
                 raise ProofFailed(exc.what, fix) from exc
             notes.append(f"FAILED: {exc.what}")
-            return replace(made, proof={**made.proof, "status": FAILED, "what": exc.what})
+            failed = seen.artifact or made  # the first has the figures that were had before it failed
+            proved = replace(failed, proof={**failed.proof, "status": FAILED, "what": exc.what})
+        return keep_pictures(proved, seen.pairs)
 
 
 def _folder(component: Component) -> str:

@@ -11,7 +11,7 @@ from typing import TYPE_CHECKING, Any
 import numpy as np
 
 from ..core.artifact import NOT_RUN, Component, WeightFile, hash_file
-from ..core.errors import BadInput, DiskError
+from ..core.errors import BadInput, DiskError, ProofFailed
 from ..core.progress import Event, Report, silent
 from ..core.publish import disk_errors
 from ..core.registry import load_runtime
@@ -46,6 +46,7 @@ def write_ir(
     Raises:
         BadArtifact: OpenVINO does not read the graph.
         BadInput: nothing to quantize.
+        ProofFailed: a constant in the file is not what was written.
         MissingDependency: the `openvino` extra is not installed.
         DiskError: the disk is full.
     """
@@ -61,16 +62,13 @@ def write_ir(
     if recipe is not None and recipe.weights == "nf4":
         proof["weights"], kept = _to_nf4(model, component, recipe, alive, report)
         precision = {**recipe.to_json(), "kept": kept, "layers": proof["weights"]["quantized"]}
+    _whole_timesteps(model)
     folder = component.name if folder is None else folder
     place = f"{folder}/" if folder else ""
     with disk_errors(root):
         (root / folder).mkdir(parents=True, exist_ok=True)
-        try:
-            # by default it would halve the precision of float32
-            ov.save_model(model, root / place / XML, compress_to_fp16=False)
-        except RuntimeError as exc:  # of a write that failed it says "iostream error"
-            what = f"OpenVINO cannot write {root / place / XML}, its disk is full or failing: {exc}."
-            raise DiskError(what, "Free some space, then run it again.") from exc
+        save_ir(model, root / place / XML)
+        _prove_saved(model, root / place / XML)
         size, digest = (root / place / BIN).stat().st_size, hash_file(root / place / BIN)
     del model, alive
     source = {"format": component.format, "graph": hash_file(component.graph_path)}
@@ -85,6 +83,69 @@ def write_ir(
         details=component.details | {"source": source},
         root=root,
     )
+
+
+def save_ir(model: ov.Model, path: Path) -> None:
+    """Write the .xml and the .bin beside it.
+
+    Raises:
+        DiskError: the disk is full.
+    """
+    import openvino as ov
+
+    try:
+        # by default it would halve the precision of float32
+        ov.save_model(model, path, compress_to_fp16=False)
+    except RuntimeError as exc:  # of a write that failed it says "iostream error"
+        what = f"OpenVINO cannot write {path}, its disk is full or failing: {exc}."
+        raise DiskError(what, "Free some space, then run it again.") from exc
+
+
+def _prove_saved(model: ov.Model, path: Path) -> None:
+    """Read the file again: every constant in it is the model's."""
+    import openvino as ov
+
+    fix = "Check the disk, then run it again."
+    try:
+        found = _digests(ov.Core().read_model(path))
+    except RuntimeError as exc:
+        raise ProofFailed(f"{path} is not what was written: OpenVINO does not read it ({exc}).", fix) from exc
+    for name, digests in _digests(model).items():
+        if found.get(name) != digests:
+            raise ProofFailed(f"Constant {name} in {path} is not what was written.", fix)
+
+
+def _digests(model: ov.Model) -> dict[str, list[str]]:
+    """Name -> sha256 of the type, the shape and the bytes of each constant that has it."""
+    found: dict[str, list[str]] = {}
+    for op in model.get_ops():
+        if op.get_type_name() == "Constant":
+            digest = hashlib.sha256(f"{op.get_element_type().get_type_name()} {list(op.get_output_shape(0))} ".encode())
+            digest.update(op.get_tensor_view().data)
+            found.setdefault(op.get_friendly_name(), []).append(digest.hexdigest())
+    return {name: sorted(digests) for name, digests in found.items()}
+
+
+def _whole_timesteps(model: ov.Model) -> None:
+    """Declare a float timestep as int64 [1], as Optimum Intel does: OpenVINO GenAI gives nothing else.
+
+    Our own adapter takes it as float (`ov_model.load`), for schedulers whose timesteps are no whole numbers.
+    """
+    import openvino as ov
+    from openvino import opset13
+
+    for given in model.get_parameters():
+        shape = given.get_partial_shape()
+        ours = "timestep" in given.output(0).get_names() and given.get_element_type() == ov.Type.f32
+        if ours and shape.is_static:
+            users = list(given.output(0).get_target_inputs())
+            given.set_element_type(ov.Type.i64)
+            given.set_partial_shape(ov.PartialShape([1]))
+            sizes = opset13.constant(np.array(shape.to_shape(), np.int64))
+            floats = opset13.reshape(opset13.convert(given, "f32"), sizes, False)
+            for user in users:
+                user.replace_source_output(floats.output(0))
+    model.validate_nodes_and_infer_types()
 
 
 def _to_nf4(
@@ -115,7 +176,8 @@ def _to_nf4(
         noise += float(np.square(weight - nf4_values(quantized), dtype=np.float64).sum())
         power += float(np.square(weight, dtype=np.float64).sum())
         bytes_ = packed(quantized.values)
-        digest.update(f"{name} {list(weight.shape)} {group} ".encode() + bytes_.tobytes() + quantized.scales.tobytes())
+        digest.update(f"{name} {list(weight.shape)} {group} ".encode() + bytes_.tobytes())
+        digest.update(quantized.scales.astype(np.float16).tobytes())
         _insert(opset13, constants[name], quantized, bytes_, alive)
         done.add(name)
     if not done:

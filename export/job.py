@@ -2,9 +2,6 @@
 
 from __future__ import annotations
 
-import hashlib
-import json
-import shlex
 import shutil
 import tempfile
 from collections.abc import Mapping
@@ -12,24 +9,25 @@ from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any
 
-from ..core.artifact import NOT_RUN, Artifact, Component, hash_file
+from ..core.artifact import NOT_RUN, Artifact, Component
 from ..core.cache import Cache
+from ..core.dtypes import NAMES
 from ..core.errors import BadInput, ProofFailed
-from ..core.machine import LIBRARIES, describe_host, versions_of
 from ..core.progress import Event, Report, silent
 from ..core.publish import published
 from ..core.registry import load_runtime
 from ..core.safetensors_header import TensorEntry
+from ..proof.evidence import Evidence, keep_pictures
 from ..proof.numeric import NUMERIC_LIMIT, prove_numbers
 from ..proof.weights import FileHashes, prove_weights
 from ..quant.recipes import recipe
-from .binding import TORCH_DTYPES
 from .bound import entries_for
 from .graphs import graph_for
 from .hub import fetch, is_hub_id
 from .layout import write_layout
 from .libraries import export_libraries
 from .link import link_weights
+from .provenance import built_files, new_artifact
 from .reference import reference_artifact
 from .source import Source, SourceComponent, open_source
 
@@ -143,7 +141,7 @@ class ExportJob:
         (root / path).parent.mkdir(exist_ok=True)
         ir.save(graph.model, root / path)
         component = spec.component(part.config, "onnx", path, root, tuple(weights))
-        stored = sorted({TORCH_DTYPES.get(e.dtype, e.dtype) for e in entries.values()})
+        stored = sorted({NAMES.get(e.dtype, e.dtype) for e in entries.values()})
         component = replace(
             component,
             precision=recipe("fp32").to_json() | {"weights": "+".join(stored)},
@@ -154,39 +152,22 @@ class ExportJob:
         return prove_weights(component, moved(entries, component), hashes)
 
     def _artifact(self, root: Path, pipeline: Mapping[str, Any], components: Mapping[str, Component]) -> Artifact:
-        digest = hashlib.sha256()
-        for name, component in sorted(components.items()):
-            digest.update(
-                json.dumps([name, hash_file(component.graph_path), [w.sha256 for w in component.weights]]).encode()
-            )
-        digest.update(json.dumps(pipeline, sort_keys=True).encode())
-        versions = versions_of(LIBRARIES)
-        return Artifact(
-            root=root,
-            id=digest.hexdigest(),
-            model={
-                "source": self.source.given,
-                "architecture": self.source.architecture,
-                "revision": self.source.revision,
-                "variant": self.source.variant,
-            },
-            pipeline=dict(pipeline),
-            components=dict(components),
-            proof={"images": NOT_RUN, "labels": NOT_RUN, "machine": describe_host(), "versions": versions},
-            built={
-                "by": f"vitrify {versions.get('vitrify', '')}".strip(),
-                "versions": versions,
-                "command": self._command(),
-            },
-        )
+        model = {
+            "source": self.source.given,
+            "architecture": self.source.architecture,
+            "revision": self.source.revision,
+            "variant": self.source.variant,
+        }
+        inputs = [*built_files(components), pipeline]
+        return new_artifact(root, components, inputs, self._command(), model=model, pipeline=pipeline)
 
-    def _command(self) -> str:
+    def _command(self) -> list[str]:
         """The command line that makes this artifact again; a hub id at the commit that it was."""
         words = ["vitrify", "export", self.source.given]
         for option, value in (("--revision", self.source.revision), ("--variant", self.source.variant)):
             words += [option, value] if value else []
         words += [] if self.verify is None else ["--verify" if self.verify else "--no-verify"]
-        return shlex.join(words)
+        return words
 
     def _numeric(self, artifact: Artifact, notes: list[str]) -> Artifact:
         need = memory_needed(self.source)
@@ -195,7 +176,8 @@ class ExportJob:
             notes.append(f"numeric proof not run ({why}); `vitrify verify` runs it")
             return artifact
         reference = reference_artifact(self.source, artifact.pipeline)
-        return prove_numbers(artifact, reference, self.report)
+        seen = Evidence()
+        return keep_pictures(prove_numbers(artifact, reference, self.report, evidence=seen), seen.pairs)
 
 
 def moved(entries: Mapping[str, TensorEntry], component: Component) -> dict[str, TensorEntry]:

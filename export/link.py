@@ -7,14 +7,13 @@ from pathlib import Path
 from typing import TYPE_CHECKING
 
 from ..core.artifact import WeightFile
+from ..core.dtypes import FLOATS, ONNX
 from ..core.errors import BadInput
 from ..core.publish import link_or_copy
 from ..core.safetensors_header import TensorEntry
 
 if TYPE_CHECKING:
     import onnx_ir as ir
-
-_ONNX = {"F32": "FLOAT", "F16": "FLOAT16", "BF16": "BFLOAT16", "F64": "DOUBLE", "I64": "INT64"}
 
 
 def link_weights(
@@ -54,7 +53,7 @@ def link_weights(
                 f"{entry.name} in {entry.file} is {entry.dtype} {list(entry.shape)}; the graph wants {list(shape)}.",
                 "Export a float32, float16 or bfloat16 checkpoint of this architecture.",
             )
-        stored = ir.DataType[_ONNX[entry.dtype]]
+        stored = ir.DataType[ONNX[entry.dtype]]
         target = files.setdefault(entry.file, _target(entry.file, files))
         value.const_value = ir.ExternalTensor(
             location=target, offset=entry.offset, length=entry.length, dtype=stored, shape=ir.Shape(shape), name=name
@@ -84,7 +83,7 @@ def _same_layout(stored: tuple[int, ...], wanted: tuple[int, ...]) -> bool:
 
 def _castable(stored: str, wanted: str) -> bool:
     """Floats become other floats; a whole number for a float, or a float for one, is another model's tensor."""
-    return stored in _ONNX and (_ONNX[stored] == wanted or (stored != "I64" and wanted != "INT64"))
+    return ONNX.get(stored) == wanted or (stored in FLOATS and wanted != "INT64")
 
 
 def cast_stored(graph: ir.Graph, value: ir.Value, stored: ir.DataType, wanted: ir.DataType) -> None:

@@ -16,6 +16,7 @@ from typing import TYPE_CHECKING, Any
 import numpy as np
 
 from ..core.artifact import NOT_RUN, Component, WeightFile
+from ..core.dtypes import ONNX
 from ..core.errors import BadInput, ProofFailed
 from ..core.progress import Event, Report, silent
 from ..core.safetensors_header import TensorEntry, read_tensor
@@ -24,14 +25,14 @@ from ..core.tensors import Array
 from ..proof.weights import FileHashes
 from ..quant.recipes import Recipe
 from ..quant.weights import Quantized, fitting_group, packed, quantize_integers
+from .link import cast_stored
 
 if TYPE_CHECKING:
     import onnx_ir as ir
 
 FILE = "model.safetensors"
 SMALL = 4096  # weights with fewer elements gain nothing
-_FLOATS = {"FLOAT": "F32", "FLOAT16": "F16", "BFLOAT16": "BF16"}
-_ONNX = {v: k for k, v in _FLOATS.items()} | {"I8": "INT8"}
+_FLOATS = {ONNX[name]: name for name in ("F32", "F16", "BF16")}
 _HALF_RANGE = (6.1e-5, 65504.0)  # float16's smallest normal and largest number
 
 
@@ -254,7 +255,10 @@ def _axis(layer: Layer) -> int:
 
 
 def kept_dtype(entry: TensorEntry) -> str:
-    """float16 for a matrix in float32 whose numbers fit; vectors (biases, norms) weigh nothing and stay."""
+    """float16 for a matrix in float32 whose numbers fit; vectors (biases, norms) weigh nothing and stay.
+
+    Reads the tensor, which is read again when it is written: the file's header, where its dtype stands, comes first.
+    """
     if entry.dtype != "F32" or len(entry.shape) < 2:
         return entry.dtype
     size = np.abs(read_tensor(entry, "float32"))
@@ -288,8 +292,6 @@ def _rewrite(
     """Point the graph at the new file and put a DequantizeLinear in front of each quantized layer."""
     import onnx_ir as ir
 
-    from .link import cast_stored
-
     graph = model.graph
     for name, entry in weights.items():
         value = graph.initializers[name]
@@ -298,7 +300,7 @@ def _rewrite(
             node.outputs[0].replace_all_uses_with(value)
             graph.remove(node, safe=True)
         if layer is None:
-            dtype = ir.DataType[_ONNX[written[name].dtype]]
+            dtype = ir.DataType[ONNX[written[name].dtype]]
             point(value, written[name], entry.shape)
             if written[name].dtype in ("F16", "BF16"):
                 cast_stored(graph, value, dtype, ir.DataType.FLOAT)
@@ -351,7 +353,7 @@ def point(value: ir.Value, entry: TensorEntry, shape: tuple[int, ...], dtype: st
     """Give an initializer its bytes in a file. dtype: ONNX's name where it is not that of the entry (INT4 in bytes)."""
     import onnx_ir as ir
 
-    kind = ir.DataType[dtype or _ONNX[entry.dtype]]
+    kind = ir.DataType[dtype or ONNX[entry.dtype]]
     value.const_value = ir.ExternalTensor(
         location=entry.file.name, offset=entry.offset, length=entry.length, dtype=kind, shape=ir.Shape(shape),
         name=entry.name,

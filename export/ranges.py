@@ -8,8 +8,9 @@ from typing import TYPE_CHECKING
 
 import numpy as np
 
-from ..core.errors import BadInput
+from ..core.errors import BadInput, RuntimeFailure
 from ..core.progress import Event, Report, silent
+from ..core.registry import load_runtime
 from ..core.tensors import Array
 
 if TYPE_CHECKING:
@@ -32,9 +33,12 @@ def largest(
 
     Raises:
         BadInput: a value is NaN or infinite.
+        MissingDependency: the `onnx` extra is not installed.
+        RuntimeFailure: the graph does not run, for lack of memory or other reasons.
     """
     if not names:
         return {}
+    load_runtime("onnx")  # says what is missing
     import onnx
     import onnxruntime as ort
 
@@ -50,11 +54,14 @@ def largest(
     path.write_bytes(watched.SerializeToString())
     settings = ort.SessionOptions()
     settings.log_severity_level = 4
-    session = ort.InferenceSession(str(path), settings, providers=["CPUExecutionProvider"])
     peaks = np.zeros(len(names))
-    for number, sample in enumerate(samples):
-        report(Event("measure ranges", number, len(samples), "samples"))
-        peaks += np.array(session.run(None, sample), np.float64)
+    try:
+        session = ort.InferenceSession(str(path), settings, providers=["CPUExecutionProvider"])
+        for number, sample in enumerate(samples):
+            report(Event("measure ranges", number, len(samples), "samples"))
+            peaks += np.array(session.run(None, sample), np.float64)
+    except Exception as exc:  # its exceptions share no base
+        raise RuntimeFailure(f"The ranges of the graph cannot be measured: {exc}.", "Free some memory.") from exc
     path.unlink()
     if not np.isfinite(peaks).all():
         bad = names[int(np.flatnonzero(~np.isfinite(peaks))[0])]

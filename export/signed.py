@@ -17,8 +17,8 @@ def make_signed(model: ir.Model) -> None:
     for node in model.graph:
         if node.op_type not in ("QuantizeLinear", "DequantizeLinear") or len(node.inputs) < 3:
             continue
-        zero = node.inputs[2]
-        if zero is None or zero.const_value is None:
+        given, zero = node.inputs[0], node.inputs[2]
+        if zero is None or zero.const_value is None or (given is not None and given.const_value is not None):
             continue
         if zero.dtype == ir.DataType.UINT8 and (zero.const_value.numpy() == 128).all():
             zero.const_value = ir.tensor(np.zeros(zero.const_value.numpy().shape, np.int8), name=zero.name)

@@ -68,7 +68,7 @@ def quantize_static(
         model, kept = _float_model(component, recipe, Path(scratch))
         quantized = _nncf(model, recipe, samples, kept, Path(scratch))
         counts = _plain(quantized)
-        outputs = [n.output[0] for n in _rounded(quantized, "Conv")]
+        outputs = _floats_of(quantized, [n.output[0] for n in _rounded(quantized, "Conv")])
         _round_outputs(quantized, largest(model, outputs, samples, Path(scratch), report))
         counts["activations"] += len(outputs)
         _part_biases(quantized)
@@ -137,6 +137,7 @@ def _nncf(
                 AdvancedQuantizationParameters,
                 AdvancedSmoothQuantParameters,
                 OverflowFix,
+                QuantizationParameters,
             )
         except ImportError as exc:
             raise MissingDependency(
@@ -154,6 +155,8 @@ def _nncf(
                 overflow_fix=OverflowFix.ENABLE,
                 smooth_quant_alphas=AdvancedSmoothQuantParameters(matmul=recipe.smooth or -1),
                 disable_bias_correction=True,
+                # else of convolutions by channels too, where ONNX Runtime and TensorRT want one range
+                activations_quantization_params=QuantizationParameters(per_channel=False),
                 backend_params={"external_data_dir": str(folder)},
             ),
         )
@@ -189,7 +192,7 @@ def _plain(model: onnx.ModelProto) -> dict[str, int]:
     model.graph.initializer.append(onnx.numpy_helper.from_array(np.array(128, np.uint8), _ZERO))
     for dims, name in zeros.items():
         model.graph.initializer.append(onnx.numpy_helper.from_array(np.zeros(dims, np.int8), name))
-    used = {name for node in model.graph.node for name in node.input}
+    used = {_ZERO, *(name for node in model.graph.node for name in node.input)}
     left = [i for i in model.graph.initializer if i.name in used]
     del model.graph.initializer[:]
     model.graph.initializer.extend(left)
@@ -211,11 +214,18 @@ def _rounded(model: onnx.ModelProto, op: str) -> list[onnx.NodeProto]:
     return [n for n in model.graph.node if n.op_type == op and all(map(comes_rounded, n.input[:2]))]
 
 
+def _floats_of(model: onnx.ModelProto, names: Sequence[str]) -> list[str]:
+    """Those of these values that somebody reads in float; the others are rounded already."""
+    read = {name for node in model.graph.node if node.op_type != "QuantizeLinear" for name in node.input}
+    read |= {value.name for value in model.graph.output}
+    return [name for name in names if name in read]
+
+
 def _part_biases(model: onnx.ModelProto) -> None:
     """Add the bias of each rounded Gemm behind it: with one in float, ONNX Runtime computes it in float32."""
     import onnx
 
-    rounded = {n.output[0] for n in _rounded(model, "Gemm") if len(n.input) == 3}
+    rounded = {n.output[0] for n in _rounded(model, "Gemm") if len(n.input) == 3 and n.input[2] and _beta(n) == 1}
     nodes = []
     for node in model.graph.node:
         nodes.append(node)
@@ -225,6 +235,10 @@ def _part_biases(model: onnx.ModelProto) -> None:
             nodes.append(onnx.helper.make_node("Add", [node.output[0], bias], [name], f"{node.name}.bias"))
     del model.graph.node[:]
     model.graph.node.extend(nodes)
+
+
+def _beta(node: onnx.NodeProto) -> float:
+    return next((a.f for a in node.attribute if a.name == "beta"), 1.0)
 
 
 def _alike(model: onnx.ModelProto, name: str, kind: str) -> str:

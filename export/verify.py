@@ -3,16 +3,20 @@
 from __future__ import annotations
 
 import tempfile
-from dataclasses import replace
+from collections.abc import Mapping
+from dataclasses import dataclass, field, replace
 from pathlib import Path
 
 from ..core.artifact import Artifact, is_artifact
 from ..core.cache import Cache, key_of
-from ..core.errors import BadInput
+from ..core.errors import BadInput, ProofFailed, RuntimeFailure, UsageError
 from ..core.progress import Event, Report, silent
 from ..pipelines.foreign import is_foreign
 from ..pipelines.load import open_artifact
-from ..proof.numeric import exact, prove_numbers, tolerance_of
+from ..proof.evidence import Evidence, keep_pictures, remove_pictures
+from ..proof.measures import Measure, open_measures
+from ..proof.numeric import exact, is_verdict, prove_numbers, tolerance_of
+from ..proof.page import check_page_path, write_page
 from ..proof.weights import FileHashes, prove_weights
 from .bound import entries_for
 from .graphs import graph_parts
@@ -33,24 +37,78 @@ def verify_artifact(
     variant: str | None = None,
     token: str | None = None,
     offline: bool | None = None,
+    lpips: Path | None = None,
+    clip: Path | None = None,
+    html: Path | None = None,
     report: Report = silent,
 ) -> Artifact:
     """Check the files' hashes, trace the weights to the source where it is one, and compare numbers and pictures.
 
-    Proofs against a source are written into the artifact's manifest where it has one; those against another artifact
-    are not: what the manifest says is said of its source.
+    Proofs against a source are written into the artifact's manifest where it has one, and its pictures beside it; those
+    against another artifact are not: what the manifest says is said of its source.
 
     Args:
         against: a source or another artifact; None for the source that the manifest names.
         revision, variant: of the source; None for those that the manifest names where it is its own source.
         token, offline: of the hub, where the source is a hub id; see `fetch`.
+        lpips: a folder with the weights of LPIPS, see `Lpips`; the pictures are also measured with it.
+        clip: a folder with a CLIP model, see `Clip`; the pictures are also measured with it.
+        html: a file to write the proofs to, with pictures, as a page; also where a proof fails.
 
     Raises:
         BadArtifact: the files are not those that were built.
-        BadInput: the source is not there, or is the artifact itself.
+        BadInput: the source is not there, or is the artifact itself; a folder of weights is no good.
+        UsageError: `lpips` or `clip` for an artifact that draws no pictures.
         ProofFailed: what differs.
     """
     artifact = open_artifact(path)
+    if html is not None:
+        check_page_path(html)
+    if (lpips or clip) and "classify" in artifact.pipeline["tasks"]:
+        raise UsageError(f"{path} gives labels; LPIPS and CLIP score are of pictures.", "Leave --lpips and --clip out.")
+    looks = _Looks(open_measures(lpips, clip), report)
+    try:
+        proved = _verify(artifact, path, against, revision, variant, token, offline, looks)
+    except (ProofFailed, RuntimeFailure) as exc:
+        if html is not None and is_verdict(exc):
+            failed = replace(artifact, proof={**artifact.proof, "status": "failed", "what": exc.what})
+            write_page(looks.evidence.artifact or failed, html, looks.evidence.pairs or None)
+        raise
+    if html is not None:
+        write_page(proved, html, looks.evidence.pairs)
+    return proved
+
+
+@dataclass(frozen=True)
+class _Looks:
+    """What is measured, and where what was seen goes."""
+
+    measures: Mapping[str, Measure]
+    report: Report
+    evidence: Evidence = field(default_factory=Evidence)
+
+    def prove(self, artifact: Artifact, reference: Artifact) -> Artifact:
+        return prove_numbers(
+            artifact,
+            reference,
+            self.report,
+            tolerance_of(artifact),
+            measures=self.measures,
+            evidence=self.evidence,
+        )
+
+
+def _verify(
+    artifact: Artifact,
+    path: Path,
+    against: str | None,
+    revision: str | None,
+    variant: str | None,
+    token: str | None,
+    offline: bool | None,
+    looks: _Looks,
+) -> Artifact:
+    report = looks.report
     report(Event("check hashes"))
     artifact.verify(checksums=True)
     commit = artifact.model.get("revision")  # only what came from the hub has one
@@ -60,7 +118,7 @@ def verify_artifact(
         if folder.resolve() == artifact.root.resolve():
             raise BadInput(f"{path} would be compared with itself, which proves nothing.", f"{AGAINST.capitalize()}.")
         if is_artifact(folder) or is_foreign(folder):
-            return prove_numbers(artifact, open_artifact(folder), report, tolerance_of(artifact))
+            return looks.prove(artifact, open_artifact(folder))
     if against is None:
         variant = variant or artifact.model.get("variant")
         source = _own_source(artifact, revision or commit, variant, token, offline, report)
@@ -69,9 +127,11 @@ def verify_artifact(
     ours = is_artifact(artifact.root)
     if ours:
         artifact = _trace(artifact, source, report)
-    proved = prove_numbers(artifact, reference_artifact(source, artifact.pipeline), report, tolerance_of(artifact))
+    proved = looks.prove(artifact, reference_artifact(source, artifact.pipeline))
     if ours:
+        proved = keep_pictures(proved, looks.evidence.pairs)
         proved.save()
+        remove_pictures(artifact, proved)
     return proved
 
 

@@ -10,6 +10,7 @@ from typing import Any
 from xml.etree import ElementTree
 
 from ..core.artifact import Artifact, Component, WeightFile, check_inside
+from ..core.dtypes import ONNX_TYPES
 from ..core.errors import BadArtifact, BadInput
 from ..core.json_file import read_json_object
 from ..core.registry import load_runtime, runtime_for
@@ -24,8 +25,7 @@ _SD = ("text_encoder", "unet", "vae_decoder", "vae_encoder")
 _AGAIN = "Copy the whole folder again."
 _FLOATS = {"float32": "fp32", "float16": "fp16", "bfloat16": "bf16"}  # dtype -> recipe, where all is of one
 # TensorProto.DataType, and an IR's element types, that weights are stored in
-_ONNX_TYPES = {1: "float32", 2: "uint8", 3: "int8", 10: "float16", 11: "float64", 16: "bfloat16"}
-_ONNX_TYPES |= {17: "float8", 18: "float8", 19: "float8", 20: "float8", 21: "uint4", 22: "int4"}
+_ONNX_TYPES = ONNX_TYPES | {17: "float8", 18: "float8", 19: "float8", 20: "float8", 21: "uint4", 22: "int4"}
 _IR_TYPES = {"f32": "float32", "f16": "float16", "bf16": "bfloat16", "f64": "float64", "i8": "int8", "u8": "uint8"}
 _IR_TYPES |= {"i4": "int4", "u4": "uint4", "nf4": "nf4", "f8e4m3": "float8", "f8e5m2": "float8"}
 

@@ -6,20 +6,22 @@ import math
 import os
 import sys
 import threading
-from collections.abc import Iterator, Sequence
+from collections.abc import Iterator, Mapping, Sequence
 from contextlib import ExitStack, contextmanager
 from dataclasses import replace
 from typing import Any
 
-from ..core.artifact import Artifact, Component
+from ..core.artifact import NOT_RUN, Artifact, Component
 from ..core.device import Device
-from ..core.errors import BadInput
+from ..core.errors import BadInput, ProofFailed, RuntimeFailure
 from ..core.machine import LIBRARIES, describe_host, versions_of
 from ..core.progress import Event, Report, silent
 from ..core.registry import load_runtime, runtime_for
 from ..pipelines.load import family_of, pipeline_of
 from ..quant.recipes import RECIPES, recipe
 from ..runtimes.base import Options, Session
+from .evidence import Evidence
+from .measures import Measure
 from .parity import Parity, Sizes, parity, require, require_finite
 from .quality import EXACT, Tolerance, compare_images, compare_labels
 
@@ -28,12 +30,22 @@ _LEAN = Options(prepack=False, arena=False)
 
 
 def prove_numbers(
-    artifact: Artifact, reference: Artifact, report: Report = silent, tolerance: Tolerance = EXACT
+    artifact: Artifact,
+    reference: Artifact,
+    report: Report = silent,
+    tolerance: Tolerance = EXACT,
+    *,
+    measures: Mapping[str, Measure] | None = None,
+    evidence: Evidence | None = None,
 ) -> Artifact:
     """Compare every component and the whole pipeline with the reference; returns the artifact with its proofs.
 
     Components are opened one at a time, so that the memory is that of the largest and its reference. What is rounded
     is held to its pictures or labels, the rest also to its numbers.
+
+    Args:
+        measures: of pictures, besides PSNR and SSIM.
+        evidence: takes the pictures, and the figures also where the proof fails.
 
     Raises:
         ProofFailed: an output, a picture or a label is out of tolerance.
@@ -45,34 +57,63 @@ def prove_numbers(
             f"The reference {reference.root} is another kind of model (no {', '.join(missing) or 'such family'}).",
             "Give the source that this artifact was exported from.",
         )
-    with peak_memory() as peak:
-        components = {}
-        for number, (name, component) in enumerate(artifact.components.items()):
-            report(Event(f"compare {name}", number, len(artifact.components), "components"))
-            components[name] = _component(component, reference.components[name])
-        report(Event("compare pipelines"))
-        compare = compare_labels if "classify" in artifact.pipeline["tasks"] else compare_images
-        whole = compare(
-            lambda: _pipeline(artifact, reference), lambda: _pipeline(artifact, artifact), tolerance, report
-        )
-    where = {"machine": describe_host(), "versions": versions_of(LIBRARIES)}
+    seen = evidence if evidence is not None else Evidence()
+    components = dict(artifact.components)
+    # the figures of an earlier proof say nothing of this one
     kept = {k: v for k, v in artifact.proof.items() if k not in ("status", "what")}
+    where = {"machine": describe_host(), "versions": versions_of(LIBRARIES)}
+    try:
+        with peak_memory() as peak:
+            for number, (name, component) in enumerate(artifact.components.items()):
+                report(Event(f"compare {name}", number, len(artifact.components), "components"))
+                components[name], found = _component(component, reference.components[name])
+                try:
+                    (require if exact(component) else require_finite)(name, found)
+                except ProofFailed:
+                    components[name] = _marked(components[name])
+                    raise
+            report(Event("compare pipelines"))
+            sides = (lambda: _pipeline(artifact, reference)), (lambda: _pipeline(artifact, artifact))
+            if "classify" in artifact.pipeline["tasks"]:
+                whole = compare_labels(*sides, tolerance, report, seen)
+            else:
+                whole = compare_images(*sides, tolerance, report, measures, seen)
+    except (ProofFailed, RuntimeFailure) as exc:
+        if not is_verdict(exc):
+            raise
+        kept |= {k: NOT_RUN for k in ("images", "labels") if k in kept}
+        proof = {**kept, **seen.whole, **where, "status": "failed", "what": exc.what}
+        seen.artifact = replace(artifact, components=components, proof=proof)
+        raise
     proof = {**kept, **whole, **where, "peak_memory_mb": round(peak["bytes"] / 1e6)}
-    return replace(artifact, components=components, proof=proof)
+    seen.artifact = replace(artifact, components=components, proof=proof)
+    return seen.artifact
 
 
-def _component(component: Component, reference: Component) -> Component:
+def is_verdict(exc: ProofFailed | RuntimeFailure) -> bool:
+    """Whether it says something of the artifact.
+
+    A pipeline raises RuntimeFailure itself where a component gives NaN; a library's own failure, as where there is no
+    memory, proves nothing.
+    """
+    return isinstance(exc, ProofFailed) or exc.__cause__ is None
+
+
+def _component(component: Component, reference: Component) -> tuple[Component, list[Parity]]:
+    """The component with its numeric proof, which nothing was held against yet, and the comparisons."""
     checks = reference.details.get("checks") or component.details.get("checks")
     if not checks:
         raise BadInput(f"{component.name} names no sizes to compare at.", "Give --against the source's folder.")
     # what draws the inputs must know their ranges, which a folder written by others does not say
     drawn = replace(component, details=reference.details | component.details)
     found, computed_by = compared(drawn, reference, checks)
-    if exact(component):
-        require(component.name, found)
-    else:
-        require_finite(component.name, found)
-    return replace(component, proof={**component.proof, "numeric": summary(found, computed_by)})
+    return replace(component, proof={**component.proof, "numeric": summary(found, computed_by)}), found
+
+
+def _marked(component: Component) -> Component:
+    """The component with its numeric proof marked as failed."""
+    numeric = {**component.proof["numeric"], "status": "failed"}
+    return replace(component, proof={**component.proof, "numeric": numeric})
 
 
 def tolerance_of(artifact: Artifact) -> Tolerance:
@@ -108,14 +149,13 @@ def compared(component: Component, reference: Component, checks: Sequence[Sizes]
 
 
 def summary(found: Sequence[Parity], reference: str) -> dict[str, Any]:
-    """The worst of several comparisons, and all of them."""
+    """The worst of several comparisons, and all of them; None for what is no number."""
     worst = max(found, key=lambda p: p.relative)
     finite = [p.snr_db for p in found if math.isfinite(p.snr_db)]
+    figures = {"max_abs": worst.max_abs, "relative": worst.relative, "cosine": min(p.cosine for p in found)}
     return {
         "reference": reference,
-        "max_abs": worst.max_abs,
-        "relative": worst.relative,
-        "cosine": min(p.cosine for p in found),
+        **{k: v if math.isfinite(v) else None for k, v in figures.items()},
         "snr_db": min(finite) if finite else None,
         "outputs": [p.to_json() for p in found],
     }

@@ -121,6 +121,7 @@ def parity(component: Component, reference: Session, given: Session, checks: Seq
 
 def require(what: str, parities: Sequence[Parity]) -> None:
     """Raise ProofFailed for the worst of `parities` that is out of tolerance."""
+    require_finite(what, parities)
     failed = [p for p in parities if not p.passed]
     if failed:
         worst = max(failed, key=lambda p: p.relative)

@@ -12,16 +12,19 @@ import numpy as np
 import numpy.typing as npt
 from PIL import Image
 
-from ..core.errors import ProofFailed
+from ..core.errors import BadInput, ProofFailed
 from ..core.progress import Event, Report
 from ..core.tensors import Array
 from ..pipelines.settings import STAND_IN, is_exchangeable
 from ..quant.recipes import Recipe
+from .evidence import Evidence, Pair
+from .measures import Measure
 
 PROMPTS = (
     *("a red apple", "a smiling face, very happy", "a small house by the sea", "an angry face"),
     *("a yellow bird", "a car in the snow, photograph", "a full moon", "a birthday cake with candles"),
 )
+SHOWN = 8  # pictures of a classifier's proof that the manifest names
 Open = Callable[[], AbstractContextManager[Any]]
 
 
@@ -52,12 +55,25 @@ EXACT = Tolerance()
 
 @dataclass(frozen=True)
 class _Drawn:
-    pictures: list[Image.Image]
-    latents: list[list[Array]]  # of each picture, after each step
+    prompt: str
+    seed: int
+    picture: Image.Image
+    latents: list[Array]  # after each step
 
 
-def compare_images(reference: Open, given: Open, tolerance: Tolerance, report: Report) -> dict[str, Any]:
+def compare_images(
+    reference: Open,
+    given: Open,
+    tolerance: Tolerance,
+    report: Report,
+    measures: Mapping[str, Measure] | None = None,
+    evidence: Evidence | None = None,
+) -> dict[str, Any]:
     """Draw with both, at two sizes that are not the example's where numbers shall be exact, else at the model's own.
+
+    Args:
+        measures: asked about each pair of pictures, besides PSNR and SSIM.
+        evidence: takes the pictures and figures, also where they are too far apart.
 
     Returns:
         {"images": PSNR (dB) and SSIM of each picture, and how far the latents are apart after each step}.
@@ -66,42 +82,86 @@ def compare_images(reference: Open, given: Open, tolerance: Tolerance, report: R
         ProofFailed: the pictures differ by more than the tolerance, or one is of one plain colour.
         RuntimeFailure: a component gives NaN; names it.
     """
-    drawn = []
+    sides = []
     for number, opened in enumerate((reference, given)):
         with opened() as pipeline:
             report(Event("draw", number, 2, "pipelines"))
-            drawn.append(_draw(pipeline, tolerance))
-    a, b = drawn
-    values = [psnr(np.asarray(x), np.asarray(y)) for x, y in zip(a.pictures, b.pictures, strict=True)]
-    likeness = [ssim(np.asarray(x), np.asarray(y)) for x, y in zip(a.pictures, b.pictures, strict=True)]
-    finite = [min(v, 100.0) for v in values]  # two equal pictures have no finite PSNR
-    mean, worst = float(np.mean(finite)), min(values)
-    if (worst if tolerance.exact else mean) < tolerance.psnr:
-        which = "The worst picture" if tolerance.exact else "The pictures on average"
+            sides.append(_draw(pipeline, tolerance))
+    both = list(zip(*sides, strict=True))
+    pairs = [Pair(a.picture, b.picture) for a, b in both]
+    images = {
+        "pictures": len(pairs),
+        "steps": tolerance.steps,
+        **_likeness(pairs),
+        **_measured(measures or {}, [a.prompt for a in sides[0]], pairs, report),
+    }
+    errors = [latent_errors(a.latents, b.latents) for a, b in both]
+    images["latent_error"] = [float(v) for v in np.mean(errors, axis=0)]
+    images["asked"] = {"psnr_db": tolerance.psnr, "of": "worst" if tolerance.exact else "average"}
+    images["drawn"] = [
+        {
+            "prompt": a.prompt,
+            "seed": a.seed,
+            "width": a.picture.width,
+            "height": a.picture.height,
+            "latent_error": error,
+        }
+        for a, error in zip(sides[0], errors, strict=True)
+    ]
+    found = {"images": images}
+    if evidence is not None:
+        evidence.pairs, evidence.whole = pairs, found
+    worst = math.inf if images["min_psnr_db"] is None else images["min_psnr_db"]
+    value = worst if tolerance.exact else images["mean_psnr_db"]
+    if value < tolerance.psnr:
+        which = "The worst picture differs" if tolerance.exact else "The pictures on average differ"
         raise ProofFailed(
-            f"{which} differ{'s' if tolerance.exact else ''} from the reference's: PSNR "
-            f"{worst if tolerance.exact else mean:.1f} dB, at least {tolerance.psnr:.0f} is asked for.",
+            f"{which} from the reference's: PSNR {value:.1f} dB, at least {tolerance.psnr:.0f} is asked for.",
             "Report the model's config.json and `vitrify doctor`." if tolerance.exact else "Use a milder recipe.",
         )
+    return found
+
+
+def _likeness(pairs: Sequence[Pair]) -> dict[str, Any]:
+    """PSNR and SSIM of each pair. JSON has no infinity: the PSNR of two equal pictures is None, and 100 in the mean."""
+    arrays = [(np.asarray(p.reference), np.asarray(p.artifact)) for p in pairs]
+    decibel, likeness = [psnr(a, b) for a, b in arrays], [ssim(a, b) for a, b in arrays]
+    finite = [v if math.isfinite(v) else None for v in decibel]
     return {
-        "images": {
-            "pictures": len(values),
-            "steps": tolerance.steps,
-            "min_psnr_db": worst if math.isfinite(worst) else None,
-            "mean_psnr_db": mean,
-            "psnr_db": [v if math.isfinite(v) else None for v in values],
-            "min_ssim": min(likeness),
-            "latent_error": _latent_errors(a.latents, b.latents),
-        }
+        "min_psnr_db": min(decibel) if math.isfinite(min(decibel)) else None,
+        "mean_psnr_db": float(np.mean([min(v, 100.0) for v in decibel])),
+        "psnr_db": finite,
+        "min_ssim": min(likeness),
+        "ssim": likeness,
     }
 
 
-def _draw(pipeline: Any, tolerance: Tolerance) -> _Drawn:
+def _measured(
+    measures: Mapping[str, Measure], prompts: Sequence[str], pairs: Sequence[Pair], report: Report
+) -> dict[str, Any]:
+    """Each figure of each measure as a list, a picture each; what the worst or the mean is; and the weights' hashes."""
+    found: dict[str, Any] = {}
+    for name, measure in measures.items():
+        report(Event(f"measure {name}"))
+        rows = [measure.measure(t, p.reference, p.artifact) for t, p in zip(prompts, pairs, strict=True)]
+        for key in rows[0]:
+            values = [row[key] for row in rows]
+            if not np.isfinite(values).all():
+                raise BadInput(f"{key} is not a number: the weights of {name} are no good.", "Download them again.")
+            found[key] = values
+            if key == "lpips":
+                found["max_lpips"] = max(values)
+            found[f"mean_{key}"] = float(np.mean(values))
+        found.setdefault("measured_by", {})[name] = dict(measure.files)
+    return found
+
+
+def _draw(pipeline: Any, tolerance: Tolerance) -> list[_Drawn]:
     latents = pipeline.settings["latents"]
     unit = int(latents["scale"]) * max(8, int(latents.get("multiple", 1)))
     own = pipeline.settings["size"]
     scheduler = stand_in(pipeline.settings["scheduler"]) if tolerance.exact else STAND_IN
-    pictures, steps = [], []
+    drawn = []
     for seed, prompt in enumerate(PROMPTS[: tolerance.prompts]):
         height, width = ((unit, 2 * unit), (2 * unit, unit))[seed % 2] if tolerance.exact else own
         seen: list[Array] = []
@@ -116,22 +176,19 @@ def _draw(pipeline: Any, tolerance: Tolerance) -> _Drawn:
             on_step=lambda step, seen=seen: seen.append(np.array(step.latents)),
         )
         picture = np.asarray(result.images[0])
-        if picture.max() == picture.min():
+        if (picture == picture[0, 0]).all():
             raise ProofFailed(
                 f"vae_decoder draws one plain colour for {prompt!r}.", "Keep the VAE in float32, or keep more layers."
             )
-        pictures += result.images
-        steps.append(seen)
-    return _Drawn(pictures, steps)
+        drawn.append(_Drawn(prompt, seed, result.images[0], seen))
+    return drawn
 
 
-def _latent_errors(a: Sequence[Sequence[Array]], b: Sequence[Sequence[Array]]) -> list[float]:
-    """After each step, the root mean square difference as a share of the reference's, averaged over the pictures."""
-    shares = [
-        [float(np.sqrt(np.square(x - y).mean() / max(np.square(x).mean(), 1e-12))) for x, y in zip(p, q, strict=True)]
-        for p, q in zip(a, b, strict=True)
+def latent_errors(a: Sequence[Array], b: Sequence[Array]) -> list[float]:
+    """After each step, the root mean square difference as a share of the reference's root mean square."""
+    return [
+        float(np.sqrt(np.square(x - y).mean() / max(np.square(x).mean(), 1e-12))) for x, y in zip(a, b, strict=True)
     ]
-    return [float(v) for v in np.mean(shares, axis=0)]
 
 
 def stand_in(scheduler: Mapping[str, Any]) -> str | None:
@@ -139,11 +196,21 @@ def stand_in(scheduler: Mapping[str, Any]) -> str | None:
     return STAND_IN if is_exchangeable(scheduler) else None
 
 
-def compare_labels(reference: Open, given: Open, tolerance: Tolerance, report: Report) -> dict[str, Any]:
+def compare_labels(
+    reference: Open,
+    given: Open,
+    tolerance: Tolerance,
+    report: Report,
+    evidence: Evidence | None = None,
+) -> dict[str, Any]:
     """Label made-up pictures of coarse to fine detail with both.
 
+    Args:
+        evidence: takes the figures, also where they are too far apart.
+
     Returns:
-        {"labels": how many pictures, the largest difference of a score, and the share with the same best label}.
+        {"labels": how many pictures, the largest difference of a score, the share with the same best label, and the
+        pictures that changed most}.
 
     Raises:
         ProofFailed: a score is further off, or fewer labels agree, than the tolerance allows.
@@ -154,21 +221,37 @@ def compare_labels(reference: Open, given: Open, tolerance: Tolerance, report: R
         with opened() as pipeline:
             answers = pipeline.classify(pictures, top_k=None)
         read.append([{r["label"]: r["score"] for r in a} for a in answers])
-    found = agreement(*read)
-    if not np.isfinite(found["max_score_difference"]):
+    figures = agreement(*read)
+    if not np.isfinite(figures["max_score_difference"]):
         raise ProofFailed("model gives NaN scores.", "Use a milder recipe, or keep more layers.")
-    if found["agreement"] < tolerance.agreement or found["max_score_difference"] > tolerance.score:
+    asked = {"agreement": tolerance.agreement, "score": tolerance.score}
+    labels = {"pictures": len(pictures), **figures, "asked": asked, "most_changed": most_changed(*read)}
+    found = {"labels": labels}
+    if evidence is not None:
+        evidence.whole = found
+    if figures["agreement"] < tolerance.agreement or figures["max_score_difference"] > tolerance.score:
         raise ProofFailed(
-            f"Labels differ from the reference's: {found['agreement']:.1%} agree, a score is off by "
-            f"{found['max_score_difference']:.2g}; {tolerance.agreement:.0%} and {tolerance.score:g} are asked for.",
+            f"Labels differ from the reference's: {figures['agreement']:.1%} agree, a score is off by "
+            f"{figures['max_score_difference']:.2g}; {tolerance.agreement:.0%} and {tolerance.score:g} are asked for.",
             "Report the model's config.json and `vitrify doctor`." if tolerance.exact else "Use a milder recipe.",
         )
-    return {"labels": {"pictures": len(pictures), **found}}
+    return found
+
+
+def most_changed(a: Sequence[Mapping[str, float]], b: Sequence[Mapping[str, float]]) -> list[dict[str, Any]]:
+    """Of two lists of {label: score}, up to `SHOWN` entries: other best labels first, then the largest differences."""
+    rows: list[dict[str, Any]] = []
+    for number, (x, y) in enumerate(zip(a, b, strict=True)):
+        best, other = (max(scores, key=scores.__getitem__) for scores in (x, y))
+        row = {"picture": number, "reference": best, "reference_score": x[best], "artifact": other}
+        rows.append({**row, "artifact_score": y[other], "max_score_difference": max(abs(x[k] - y[k]) for k in x)})
+    return sorted(rows, key=lambda r: (r["reference"] == r["artifact"], -r["max_score_difference"]))[:SHOWN]
 
 
 def agreement(a: Sequence[Mapping[str, float]], b: Sequence[Mapping[str, float]]) -> dict[str, float]:
     """Of two lists of {label: score}: the largest difference of a score, and the share with the same best label."""
-    off = max(abs(x[k] - y[k]) for x, y in zip(a, b, strict=True) for k in x)
+    # the built-in max passes over NaN
+    off = float(np.max([abs(x[k] - y[k]) for x, y in zip(a, b, strict=True) for k in x]))
     same = [max(x, key=x.__getitem__) == max(y, key=y.__getitem__) for x, y in zip(a, b, strict=True)]
     return {"max_score_difference": off, "agreement": sum(same) / len(same)}
 

@@ -11,6 +11,7 @@ from pathlib import Path
 from typing import Any
 
 from ..core.artifact import Component, WeightFile
+from ..core.dtypes import ONNX
 from ..core.errors import ProofFailed
 from ..core.safetensors_header import TensorEntry, read_header
 
@@ -91,6 +92,7 @@ def prove_weights(component: Component, expected: Mapping[str, TensorEntry], has
 
     graph = onnx.load(str(component.graph_path), load_external_data=False).graph
     folder = Path(component.graph).parent
+    stored = {onnx_name: name for name, onnx_name in ONNX.items()}
     listed = {w.path for w in component.weights}
     digest, count = hashlib.sha256(), 0
     for tensor in sorted(graph.initializer, key=lambda t: str(t.name)):
@@ -107,7 +109,7 @@ def prove_weights(component: Component, expected: Mapping[str, TensorEntry], has
             raise _failed(tensor.name, f"it points at {location}, which is none of the component's files")
         path = component.root / location
         offset, length = int(place.get("offset", 0)), int(place.get("length", 0))
-        dtype, dims = _SAFETENSORS.get(onnx.TensorProto.DataType.Name(tensor.data_type)), list(tensor.dims)
+        dtype, dims = stored.get(onnx.TensorProto.DataType.Name(tensor.data_type)), list(tensor.dims)
         # sizes of 1 move no element; any other difference may be a transposition, whose bytes are the same
         if dtype != entry.dtype or [d for d in dims if d != 1] != [d for d in entry.shape if d != 1]:
             raise _failed(tensor.name, f"it is {dtype} {dims}, its source {entry.dtype} {list(entry.shape)}")
@@ -122,9 +124,6 @@ def prove_weights(component: Component, expected: Mapping[str, TensorEntry], has
     weights = tuple(WeightFile(w.path, w.bytes, hashes.file(component.root / w.path)) for w in component.weights)
     proof: Json = {**component.proof, "weights": {"tensors": count, "sha256": digest.hexdigest()}}
     return replace(component, weights=weights, proof=proof)
-
-
-_SAFETENSORS = {"FLOAT": "F32", "FLOAT16": "F16", "BFLOAT16": "BF16", "DOUBLE": "F64", "INT64": "I64"}
 
 
 def _failed(name: str, why: str) -> ProofFailed:

@@ -11,6 +11,9 @@ _FIGURES = {
     "snr_db": ("SNR ", ".1f", " dB"),
     "mean_psnr_db": ("PSNR ", ".1f", " dB on average"),
     "min_psnr_db": ("PSNR at least ", ".1f", " dB"),
+    "max_lpips": ("LPIPS at most ", ".3f", ""),
+    "mean_clip_score": ("CLIP score ", ".2f", ""),
+    "mean_clip_score_reference": ("the reference's ", ".2f", ""),
     "agreement": ("", ".1%", " of the labels agree"),
     "max_score_difference": ("scores within ", ".1e", ""),
 }
@@ -23,11 +26,12 @@ def in_words(proof: Any) -> str:
     said = [f"{proof[key]} {what}" for key, what in _COUNTS.items() if proof.get(key) is not None]
     if "quantized" in proof:
         said = said[:1]  # what was rounded is not traced, byte for byte, to its source
+    same = "min_psnr_db" in proof and proof["min_psnr_db"] is None  # JSON has no infinity
     for key, (before, form, after) in _FIGURES.items():
-        value = proof.get(key)
+        value = None if same and key == "mean_psnr_db" else proof.get(key)
         if isinstance(value, int | float):
             said.append(f"{before}{value:{form}}{after}")
-    if "min_psnr_db" in proof and proof["min_psnr_db"] is None:  # JSON has no infinity
+    if same:
         said.append("identical")
     text = ", ".join(said) or str(proof.get("status") or "run, without figures")
     return f"FAILED: {text}" if proof.get("status") == "failed" else text

@@ -14,6 +14,7 @@ from pathlib import Path, PurePosixPath
 import numpy as np
 
 from ..core.artifact import Component
+from ..core.dtypes import ONNX_TYPES
 from ..core.errors import BadArtifact, BadInput
 from ..core.tensors import Array
 
@@ -22,8 +23,7 @@ _MODEL_GRAPH, _GRAPH_INITIALIZER = 7, 5
 _TENSOR_DIMS, _TENSOR_TYPE, _TENSOR_NAME, _TENSOR_EXTERNAL, _TENSOR_LOCATION = 1, 2, 8, 13, 14
 _ENTRY_KEY, _ENTRY_VALUE = 1, 2
 _EXTERNAL = 1
-BFLOAT16 = 16  # TensorProto.DataType, as are the numbers below
-_NUMPY = {1: "float32", 10: "float16", 11: "float64"}
+BFLOAT16 = 16  # TensorProto.DataType
 _VARINT, _FIXED64, _BYTES, _FIXED32 = 0, 1, 2, 5  # wire types
 
 
@@ -102,8 +102,8 @@ def stored_like(graph: Path, overrides: Mapping[str, Array]) -> dict[str, tuple[
             )
         if stored.type == BFLOAT16:
             ready[name] = BFLOAT16, bfloat16_bits(value)
-        elif stored.type in _NUMPY:
-            ready[name] = stored.type, np.asarray(value, dtype=_NUMPY[stored.type], order="C")
+        elif (kind := ONNX_TYPES.get(stored.type, "")).startswith("float"):
+            ready[name] = stored.type, np.asarray(value, dtype=kind, order="C")
         else:
             raise BadInput(
                 f"Override {name}: the graph stores it in ONNX type {stored.type}, which is not replaced by name.",

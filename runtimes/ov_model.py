@@ -116,7 +116,26 @@ def load(core: ov.Core, component: Component) -> ov.Model:
         external_initializers(component.graph_path)  # of a file that is no ONNX, each frontend would try its luck
     with translated(component, reading=True):
         # never compile_model(path): with a cache folder that serves old weights under the same graph
-        return core.read_model(str(component.graph_path))
+        model = core.read_model(str(component.graph_path))
+        if component.format == "openvino":
+            _take_floats(component, model)
+        return model
+
+
+def _take_floats(component: Component, model: ov.Model) -> None:
+    """Take as float32 what the graph declares as whole numbers and converts at once, where the manifest says float32.
+
+    A timestep is declared so for OpenVINO GenAI (`export.ir`), but some schedulers stop between whole numbers.
+    """
+    for given in model.get_parameters():
+        spec = next((s for n, s in component.inputs.items() if n in given.output(0).get_names()), None)
+        if spec is None or spec.dtype != DType.FLOAT32 or given.get_element_type() != ov.Type.i64:
+            continue
+        users = [target.get_node() for target in given.output(0).get_target_inputs()]
+        if all(u.get_type_name() == "Convert" and u.get_output_element_type(0) == ov.Type.f32 for u in users):
+            given.set_element_type(ov.Type.f32)
+            given.set_partial_shape(ov.PartialShape([d if isinstance(d, int) else -1 for d in spec.shape]))
+            model.validate_nodes_and_infer_types()
 
 
 def ports(component: Component, model: ov.Model | ov.CompiledModel) -> dict[str, int]:

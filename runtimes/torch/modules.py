@@ -152,15 +152,15 @@ def load(kind: str, folder: Path, variant: str | None = None) -> torch.nn.Module
     return wrapper(module.eval())
 
 
-# what they warn of concerns kernels that nothing here uses, or names of their own that they are about to change
-_CHATTER = ("bitsandbytes", "torchao", "torch.utils._pytree", "diffusers.quantizers")
+# what they warn of concerns kernels and processors that nothing here uses, or names that they are about to change
+_CHATTER = ("bitsandbytes", "torchao", "torch.utils._pytree", "diffusers.quantizers", "transformers.utils.import_utils")
 
 
 @contextlib.contextmanager
 def quiet_imports() -> Iterator[None]:
-    """The quantization libraries warn of nothing while this lasts.
+    """The libraries warn of nothing that is not of the model while this lasts.
 
-    diffusers and transformers import them, where they are installed, together with any model.
+    diffusers and transformers import those of quantization, where they are installed, together with any model.
     """
     loggers = [logging.getLogger(name) for name in _CHATTER]
     levels = [logger.level for logger in loggers]

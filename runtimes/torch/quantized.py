@@ -25,6 +25,7 @@ import torch
 from torch.nn.utils import parametrize
 
 from ...core.artifact import Component
+from ...core.dtypes import FLOATS
 from ...core.errors import BadArtifact, BadInput, MissingDependency
 from ...core.json_file import read_json_object
 from ...core.safetensors_header import TensorEntry, read_header, read_tensor
@@ -179,7 +180,7 @@ def _tensor(
     entry = entries.get(name)
     if entry is None:
         raise BadInput(f"The weights lack {name}.", _AGAIN)
-    if (shape is not None and entry.shape != shape) or floats != (entry.dtype in ("F32", "F16", "BF16", "F64")):
+    if (shape is not None and entry.shape != shape) or floats != (entry.dtype in FLOATS):
         wanted = f"{'floats' if floats else 'whole numbers'} {list(shape) if shape is not None else ''}".strip()
         raise BadInput(f"{name} is {entry.dtype} {list(entry.shape)}, expected {wanted}.", _AGAIN)
     return torch.from_numpy(read_tensor(entry, "float32" if floats else None)).to(device)

@@ -1,4 +1,4 @@
-"""The first benches: what counts as disk, whose label is read, and the whole run on small models."""
+"""The benches: what counts as disk, whose label is read, and the whole run on small models."""
 
 from __future__ import annotations
 
@@ -8,11 +8,14 @@ import shutil
 import subprocess
 import sys
 from pathlib import Path
+from typing import Any
 
 import pytest
 
-from vitrify.bench import records
-from vitrify.bench.first import best_label, classify_cases, disk, export_cases, inodes
+from vitrify.bench import bench_classify, bench_export, bench_unet, bench_vit, records
+from vitrify.bench.bench_classify import best_label
+from vitrify.bench.first import BENCHES
+from vitrify.bench.preparing import disk, inodes
 from vitrify.core.errors import BadInput
 
 DEMO = Path(__file__).parents[2] / "demo" / "models"
@@ -43,7 +46,7 @@ def test_best_label_finds_the_highest_score_in_either_output() -> None:
 
 
 def test_a_label_that_differs_fails(tmp_path: Path) -> None:
-    ours, theirs = classify_cases(tmp_path)
+    ours, theirs = bench_classify.cases(tmp_path)
     assert ours.after is not None
     assert theirs.after is not None
     assert ours.after('[{"label": "sad", "score": 0.5}]') == {}
@@ -53,7 +56,7 @@ def test_a_label_that_differs_fails(tmp_path: Path) -> None:
 
 
 def test_the_first_export_starts_without_a_cache_and_the_second_needs_one(tmp_path: Path) -> None:
-    first, second, dynamo = export_cases(tmp_path)
+    first, second, dynamo = bench_export.cases(tmp_path)
     cache = Path(first.env["VITRIFY_CACHE"])
     assert second.env["VITRIFY_CACHE"] == str(cache)
     assert first.before is not None
@@ -72,6 +75,22 @@ def test_the_first_export_starts_without_a_cache_and_the_second_needs_one(tmp_pa
     assert Path(dynamo.env["TMPDIR"]).is_relative_to(tmp_path)
 
 
+@pytest.mark.parametrize("bench", BENCHES.values(), ids=list(BENCHES))
+def test_comparisons_name_cases_that_there_are(bench: Any, tmp_path: Path) -> None:
+    names = [case.name for case in bench.cases(tmp_path)]
+    for one in bench.comparisons:
+        assert set(one.cases) <= set(names)
+        assert one.baseline is None or one.baseline in (one.cases or names)
+
+
+def test_what_was_not_compiled_fails_its_case(tmp_path: Path) -> None:
+    cases = {case.name: case for case in bench_unet.cases(tmp_path)}
+    static = cases["int8-static on OpenVINO"]
+    assert static.before is not None
+    with pytest.raises(BadInput, match="sd15-0-onnx-int8-static was not made"):
+        static.before()
+
+
 @pytest.mark.slow
 def test_models_have_the_real_sizes() -> None:
     script = (
@@ -85,8 +104,9 @@ def test_models_have_the_real_sizes() -> None:
 
 
 @pytest.mark.slow
-def test_both_benches_on_small_models(tmp_path: Path) -> None:
-    pytest.importorskip("onnxruntime", reason="needs vitrify[onnx]")
+def test_every_bench_on_small_models(tmp_path: Path) -> None:
+    for library in ("onnxruntime", "openvino", "nncf"):
+        pytest.importorskip(library, reason="needs vitrify[onnx,openvino,quant]")
     models = tmp_path / "models"
     for name in ("sd15-0", "sd15-1"):
         shutil.copytree(DEMO / "emoji-diffusion", models / name)
@@ -95,10 +115,42 @@ def test_both_benches_on_small_models(tmp_path: Path) -> None:
     done = subprocess.run(command, capture_output=True, text=True)
     assert done.returncode == 0, done.stderr
     document = json.loads(done.stdout)
-    rows = {case["case"]: case for case in document["cases"]}
-    assert list(rows) == [case.name for case in (*export_cases(tmp_path), *classify_cases(tmp_path))]
+    rows = {(case["group"], case["case"]): case for case in document["cases"]}
+    wanted = [
+        (one.title, case.name)
+        for bench in BENCHES.values()
+        for one in bench.comparisons
+        for case in bench.cases(tmp_path)
+        if not one.cases or case.name in one.cases
+    ]
+    assert sorted(rows) == sorted(wanted)
     # graphs and tokenizers, but none of the 20 MB of weights
-    assert rows["vitrify, second model"]["figures"]["disk_mb"]["median"] < 12
-    assert rows["vitrify, whole pipeline"]["ratios"].keys() >= {"wall_s", "peak_mb", "disk_mb"}
-    assert rows["vitrify classify"]["ratios"]["wall_s"]["median"] < 1
+    assert rows["export", "vitrify, second model"]["figures"]["disk_mb"]["median"] < 12
+    assert rows["export", "vitrify, whole pipeline"]["ratios"].keys() >= {"wall_s", "peak_mb", "disk_mb"}
+    assert rows["classify", "vitrify classify"]["ratios"]["wall_s"]["median"] < 1
     assert len(records.read(tmp_path / "export.jsonl").samples) == 3
+
+    int8 = rows["quantize", "int8-weights"]
+    assert rows["quantize", "int4-weights, groups of 64"]["figures"]["unet_share"]["median"] > 0.1
+    assert int8["figures"]["unet_share"]["median"] < 1
+    assert int8["ratios"] == {}
+
+    alone = rows["unet on ONNX Runtime", bench_unet.ONNX_ALONE]
+    assert alone["baseline"] is None
+    for title, case in rows:
+        figures = rows[title, case]["figures"]
+        if title.startswith(("unet", "vit")):
+            assert figures.keys() >= {"step_ms", "load_s"}
+            assert figures["step_ms"]["median"] > 0
+            if sys.platform == "linux":
+                assert 0 < figures["loaded_anonymous_mb"]["median"] < figures["loaded_mb"]["median"]
+                assert figures["ran_mb"]["median"] <= 1.05 * figures["peak_mb"]["median"]
+    ours = rows["unet on ONNX Runtime", bench_unet.ONNX]
+    assert ours["baseline"] == bench_unet.ONNX_ALONE
+    assert rows["unet", bench_unet.ONNX]["baseline"] == bench_unet.EAGER
+    assert ours["figures"] == rows["unet", bench_unet.ONNX]["figures"]  # the same runs, compared twice
+    assert rows["vit", "int8-dynamic on ONNX Runtime"]["baseline"] == bench_vit.EAGER
+
+    # quantize left its results for unet, and unet made the rest
+    assert "compiling sd15-0-onnx-int8-weights" not in done.stderr
+    assert "compiling sd15-0-onnx-int8-static" in done.stderr

@@ -51,33 +51,31 @@ def test_doctor_prints_what_a_row_has(
 
 
 def test_inspect_says_which_files_have_no_hash(
-    vitrify: Callable[..., Any], emotions_artifact: Path, tmp_path: Path
+    here: Callable[..., Any], emotions_artifact: Path, tmp_path: Path
 ) -> None:
-    whole = vitrify("inspect", emotions_artifact, "--checksums", "--json").json
+    whole = here("inspect", emotions_artifact, "--checksums", "--json").json
     assert (whole["checksums"], whole["unhashed"]) == ("verified", [])
     copy = shutil.copytree(emotions_artifact, tmp_path / "copy")
     manifest = json.loads((copy / "artifact.json").read_text())
     del manifest["files"]  # as manifests were before
     (copy / "artifact.json").write_text(json.dumps(manifest))
-    seen = vitrify("inspect", copy, "--checksums")
+    seen = here("inspect", copy, "--checksums")
     assert re.search(
         r"^checksums: 1 files are those that were built; \d+ have no recorded hash: .*model.onnx", seen.out, re.M
     )
     (copy / "artifact.json").unlink()
-    foreign = vitrify("inspect", copy, "--checksums")
+    foreign = here("inspect", copy, "--checksums")
     assert foreign.out.splitlines()[-1] == "checksums: not recorded in this folder"
-    assert vitrify("inspect", copy, "--checksums", "--json").json["checksums"] == "not recorded"
+    assert here("inspect", copy, "--checksums", "--json").json["checksums"] == "not recorded"
 
 
-def test_a_graph_that_was_changed_is_found(
-    vitrify: Callable[..., Any], emotions_artifact: Path, tmp_path: Path
-) -> None:
+def test_a_graph_that_was_changed_is_found(here: Callable[..., Any], emotions_artifact: Path, tmp_path: Path) -> None:
     copy = shutil.copytree(emotions_artifact, tmp_path / "copy")
     graph = bytearray((copy / "model.onnx").read_bytes())
     graph[-1] ^= 1
     (copy / "model.onnx").unlink()
     (copy / "model.onnx").write_bytes(graph)
-    done = vitrify("inspect", copy, "--checksums", "--json")
+    done = here("inspect", copy, "--checksums", "--json")
     assert (done.code, done.error["code"]) == (6, "bad_artifact")
 
 
@@ -98,17 +96,17 @@ def test_options_reach_the_runtime_and_change_no_answer(
 
 
 def test_export_inspect_and_generate(
-    vitrify: Callable[..., Any], diffusion_artifact: Path, diffusion_source: Path, tmp_path: Path
+    here: Callable[..., Any], diffusion_artifact: Path, diffusion_source: Path, tmp_path: Path
 ) -> None:
-    done = vitrify("export", diffusion_source, "-o", tmp_path / "emoji", "--no-verify")
+    done = here("export", diffusion_source, "-o", tmp_path / "emoji", "--no-verify")
     assert done.code == 0, done.err
     assert "from the cache" in done.out
     assert "is ready: vitrify generate" in done.out
-    seen = vitrify("inspect", tmp_path / "emoji", "--checksums")
+    seen = here("inspect", tmp_path / "emoji", "--checksums")
     assert seen.code == 0, seen.err
     assert "not run" in seen.out
     assert re.search(r"^checksums: \d+ files are those that were built$", seen.out, re.M), seen.out
-    drawn = vitrify(
+    drawn = here(
         "generate", tmp_path / "emoji", "a red apple", "-o", tmp_path / "apple.png",
         "--steps", 4, "--seed", 7, "--batch", 2, "--scheduler", "dpmpp_2m", "--device", "cpu", "--json",
     )  # fmt: skip
@@ -126,9 +124,9 @@ def test_export_inspect_and_generate(
 
 
 def test_a_picture_is_named_after_prompt_and_seed(
-    vitrify: Callable[..., Any], diffusion_artifact: Path, tmp_path: Path
+    here: Callable[..., Any], diffusion_artifact: Path, tmp_path: Path
 ) -> None:
-    done = vitrify("generate", diffusion_artifact, "A red, red Apple!", "--steps", 1, "--seed", 5, cwd=tmp_path)
+    done = here("generate", diffusion_artifact, "A red, red Apple!", "--steps", 1, "--seed", 5, cwd=tmp_path)
     assert done.code == 0, done.err
     assert [p.name for p in tmp_path.iterdir()] == ["a-red-red-apple-5.png"]
     assert "seed 5" in done.out
@@ -137,12 +135,12 @@ def test_a_picture_is_named_after_prompt_and_seed(
 
 
 def test_a_seed_that_was_not_given_is_printed_and_draws_the_same(
-    vitrify: Callable[..., Any], diffusion_artifact: Path, tmp_path: Path
+    here: Callable[..., Any], diffusion_artifact: Path, tmp_path: Path
 ) -> None:
     common = ["generate", diffusion_artifact, "a blue car", "--steps", 2, "--json"]
-    first = vitrify(*common, "-o", tmp_path / "one.png")
+    first = here(*common, "-o", tmp_path / "one.png")
     seed = first.json["images"][0]["seed"]
-    second = vitrify(*common, "-o", tmp_path / "two.png", "--seed", seed)
+    second = here(*common, "-o", tmp_path / "two.png", "--seed", seed)
     assert second.code == 0, second.err
     np.testing.assert_array_equal(*(np.asarray(Image.open(tmp_path / f"{n}.png")) for n in ("one", "two")))
 
@@ -197,10 +195,10 @@ def test_the_version_is_printed(vitrify: Callable[..., Any]) -> None:
     assert vitrify("--version").out.strip() == f"vitrify {package.__version__}"
 
 
-def test_classify_prints_a_line_a_picture(vitrify: Callable[..., Any], emotions_artifact: Path, tmp_path: Path) -> None:
+def test_classify_prints_a_line_a_picture(here: Callable[..., Any], emotions_artifact: Path, tmp_path: Path) -> None:
     for name in ("a.png", "b.png"):
         Image.new("RGB", (40, 40)).save(tmp_path / name)
-    done = vitrify("classify", emotions_artifact, tmp_path, "--threshold", 0.999999)
+    done = here("classify", emotions_artifact, tmp_path, "--threshold", 0.999999)
     assert done.code == 0, done.err
     assert [line.split()[0].endswith(n) for line, n in zip(done.out.splitlines(), ("a.png", "b.png"), strict=True)]
     assert done.out.count("no label reaches the threshold") == 2
@@ -208,8 +206,8 @@ def test_classify_prints_a_line_a_picture(vitrify: Callable[..., Any], emotions_
 
 
 @pytest.mark.parametrize("command", ["export", "compile", "generate", "classify", "verify", "inspect"])
-def test_a_command_without_its_arguments_says_which(vitrify: Callable[..., Any], command: str) -> None:
-    done = vitrify(command, "--json")
+def test_a_command_without_its_arguments_says_which(here: Callable[..., Any], command: str) -> None:
+    done = here(command, "--json")
     assert (done.code, done.error["code"]) == (2, "usage"), done.err
     assert "issing" in done.error["what"]
     assert f"{command} --help" in done.error["fix"]

@@ -1,10 +1,7 @@
-"""What is OpenVINO's own: its devices, precisions, exceptions, compiled models in the cache and for given sizes."""
+"""What is OpenVINO's own: its exceptions, devices, precisions, and what it says of a graph."""
 
 from __future__ import annotations
 
-import os
-import shutil
-import threading
 from dataclasses import replace
 from pathlib import Path
 from typing import Any
@@ -18,7 +15,7 @@ onnx = pytest.importorskip("onnx", reason="needs vitrify[export]")
 import openvino.frontend  # noqa: E402
 from onnx import TensorProto, helper, numpy_helper  # noqa: E402
 
-from vitrify.core.artifact import Component, hash_file  # noqa: E402
+from vitrify.core.artifact import Component  # noqa: E402
 from vitrify.core.device import Device  # noqa: E402
 from vitrify.core.errors import (  # noqa: E402
     BadArtifact,
@@ -204,8 +201,9 @@ def test_a_list_runs_and_says_what_ran(vit_model: Any, device: str, options: Opt
     placement = session.placement
     assert (placement.provider, placement.device, placement.precision) == ("CPU", device, "float32")
     assert session.details == {"cache": "off", "compiled": 1}
-    x = pixels()
-    np.testing.assert_allclose(session.run({"pixel_values": x})["logits"], run(component), atol=1e-5)
+    x = {"pixel_values": np.random.default_rng(0).standard_normal((2, 3, 8, 8)).astype(np.float32)}
+    plain = RUNTIME.open(component, CPU, Options()).run(x)
+    np.testing.assert_allclose(session.run(x)["logits"], plain["logits"], atol=1e-5)
 
 
 def test_auto_says_what_it_chose(vit_model: Any) -> None:
@@ -306,68 +304,6 @@ def test_threads_streams_and_hint_reach_the_library(tmp_path: Path) -> None:
     assert compiled.get_property("PERFORMANCE_HINT") == "THROUGHPUT"
 
 
-# Models for given sizes.
-
-
-def test_sizes_are_compiled_once_and_the_oldest_go(unet_model: Any, same: Any) -> None:
-    from vitrify.proof.parity import sample_inputs
-
-    component = replace(unet_model.components["onnx"], shapes={})
-    dynamic = RUNTIME.open(component, CPU, Options())
-    session = RUNTIME.open(component, CPU, Options(static=True))
-    assert session.details == {"cache": "off", "compiled": 0}, "the manifest names no sizes to begin with"
-    sizes = [{"batch": 1, "height": 8, "width": 8 * n, "tokens": 77} for n in (1, 2, 3, 4, 5)]
-    inputs = [sample_inputs(component, one) for one in sizes]
-    expected = [dynamic.run(tensors) for tensors in inputs]
-
-    def compiled(*numbers: int) -> int:
-        for number in numbers:
-            same(session.run(inputs[number]), expected[number])
-        return int(session.details["compiled"])
-
-    assert compiled(0, 0, 1, 2, 3) == 4
-    assert session.placement == dynamic.placement
-    assert compiled(0, 1, 2, 3) == 4
-    assert compiled(4) == 5  # takes the place of 0
-    assert compiled(1, 2, 3, 4) == 5
-    assert compiled(0) == 6
-
-
-def test_the_usual_sizes_are_compiled_when_it_opens(unet_model: Any) -> None:
-    from vitrify.proof.parity import sample_inputs
-
-    usual = {"batch": 2, "height": 16, "width": 8, "tokens": 77}
-    component = replace(unet_model.components["onnx"], shapes={n: (1, size, 99) for n, size in usual.items()})
-    session = RUNTIME.open(component, CPU, Options(static=True))
-    assert session.details["compiled"] == 1
-    assert session.placement.provider == "CPU"
-    session.run(sample_inputs(component, usual))
-    assert session.details["compiled"] == 1
-
-
-def test_static_sizes_change_no_numbers_in_two_threads(unet_model: Any, same: Any) -> None:
-    from vitrify.proof.parity import sample_inputs
-
-    component = unet_model.components["onnx"]
-    inputs = [sample_inputs(component, check, seed=n) for n, check in enumerate(component.details["checks"])]
-    session, expected = RUNTIME.open(component, CPU, Options(static=True)), [unet_model.reference(t) for t in inputs]
-    got: list[list[dict[str, np.ndarray]]] = [[], []]
-
-    def work(number: int) -> None:
-        for turn in range(6):
-            got[number].append(session.run(inputs[(number + turn) % 2]))
-
-    workers = [threading.Thread(target=work, args=(number,)) for number in (0, 1)]
-    for worker in workers:
-        worker.start()
-    for worker in workers:
-        worker.join()
-    for number in (0, 1):
-        assert len(got[number]) == 6
-        for turn, result in enumerate(got[number]):
-            same(result, expected[(number + turn) % 2])
-
-
 # Changed weights.
 
 
@@ -392,17 +328,6 @@ def test_a_quantized_weight_is_not_replaced_by_name(tmp_path: Path) -> None:
     )
     with pytest.raises(BadInput, match=r"Override q: the graph stores it as i8, which is not replaced by name"):
         RUNTIME.open(component, CPU, Options(), {"q": np.zeros((3,), np.float32)})
-
-
-def test_changed_weights_last_over_every_size(vit_model: Any, same: Any) -> None:
-    component = vit_model.components["onnx"]
-    changed = {"classifier.bias": np.full(5, 3.0, np.float32)}
-    inputs = [{"pixel_values": pixels(batch)} for batch in (1, 2, 3)]
-    expected = [vit_model.reference(t, changed) for t in inputs]
-    session = RUNTIME.open(component, CPU, Options(static=True), changed)
-    changed["classifier.bias"][...] = np.nan
-    for tensors, value in zip(inputs, expected, strict=True):
-        same(session.run(tensors), value)
 
 
 # What a graph says of itself.
@@ -435,161 +360,3 @@ def test_describe_refuses_what_does_not_load(tmp_path: Path, name: str) -> None:
         RUNTIME.describe(tmp_path / name)
     with pytest.raises(BadArtifact, match=r"nothing\.\w+"):
         RUNTIME.describe(tmp_path / f"nothing.{name[2:]}")
-
-
-# The cache of compiled models.
-
-
-@pytest.fixture
-def kept(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
-    monkeypatch.setenv("VITRIFY_CACHE", str(tmp_path / "cache"))
-    return tmp_path / "cache/openvino"
-
-
-def pixels(batch: int = 2) -> np.ndarray:
-    return np.random.default_rng(0).standard_normal((batch, 3, 8, 8)).astype(np.float32)
-
-
-def run(component: Component, cached: str = "off", overrides: Any = None, **options: Any) -> np.ndarray:
-    """The labels' scores, from a session that was opened as `cached` says."""
-    before = RUNTIME.compiled
-    session = RUNTIME.open(component, CPU, Options(**options), overrides)
-    scores: np.ndarray = session.run({"pixel_values": pixels()})["logits"]
-    assert session.details == {"cache": cached, "compiled": int(cached != "hit")}
-    assert RUNTIME.compiled - before == int(cached != "hit")
-    return scores
-
-
-def own(model: Any, folder: Path) -> Component:
-    shutil.copytree(model.components["onnx"].root, folder)
-    return replace(model.components["onnx"], root=folder)
-
-
-def entries(kept: Path) -> list[Path]:
-    return sorted(p for p in kept.iterdir() if not p.name.startswith("."))
-
-
-def change_bias(component: Component, entries: dict[str, Any]) -> None:
-    """Another classifier bias in a file of the same size, put in the old one's place."""
-    entry, path = entries["classifier.bias"], component.root / component.weights[0].path
-    data = bytearray(path.read_bytes())
-    data[entry.offset : entry.offset + entry.length] = np.full(5, 3.0, np.float32).tobytes()
-    scratch = path.with_suffix(".new")
-    scratch.write_bytes(data)
-    os.replace(scratch, path)
-
-
-def test_a_model_is_compiled_once(vit_model: Any, tmp_path: Path, kept: Path) -> None:
-    component = own(vit_model, tmp_path / "a")
-    plain = run(component)
-    assert not kept.exists(), "nothing is cached unless it is asked for"
-    np.testing.assert_allclose(run(component, "miss", cache=True), plain, atol=1e-5)
-    (entry,) = entries(kept)
-    for _ in range(2):
-        np.testing.assert_allclose(run(component, "hit", cache=True), plain, atol=1e-5)
-    assert entries(kept) == [entry]
-
-
-@pytest.mark.parametrize("hashed", [True, False], ids=["a hash in the manifest", "none"])
-def test_swapped_weights_of_the_same_graph_miss(vit_model: Any, tmp_path: Path, kept: Path, hashed: bool) -> None:
-    component = own(vit_model, tmp_path / "a")
-    if hashed:
-        file = component.weights[0]
-        component = replace(component, weights=(replace(file, sha256=hash_file(component.root / file.path)),))
-    before = run(component, "miss", cache=True)
-    change_bias(component, vit_model.entries)
-    after = run(component, "miss", cache=True)
-    np.testing.assert_allclose(after, run(component), atol=1e-5)
-    assert np.abs(after - before).max() > 1
-    assert len(entries(kept)) == 2
-
-
-def test_what_changes_the_compiled_model_misses(vit_model: Any, tmp_path: Path, kept: Path) -> None:
-    component = own(vit_model, tmp_path / "a")
-    plain = run(component, "miss", cache=True)
-    others: list[dict[str, Any]] = [{"threads": 1}, {"hint": "throughput"}, {"streams": 2}]
-    for other in others:
-        np.testing.assert_allclose(run(component, "miss", cache=True, **other), plain, atol=1e-5)
-        np.testing.assert_allclose(run(component, "hit", cache=True, **other), plain, atol=1e-5)
-    for value in (3.0, 4.0):
-        changed = {"classifier.bias": np.full(5, value, np.float32)}
-        got = run(component, "miss", changed, cache=True)
-        np.testing.assert_allclose(got, run(component, "off", changed), atol=1e-5)
-        np.testing.assert_allclose(run(component, "hit", changed, cache=True), got, atol=1e-5)
-        assert np.abs(got - plain).max() > 1
-    np.testing.assert_allclose(run(component, "hit", cache=True), plain, atol=1e-5)
-
-
-def test_each_size_has_an_entry(vit_model: Any, tmp_path: Path, kept: Path) -> None:
-    component = replace(own(vit_model, tmp_path / "a"), shapes={})
-    for cached, compiled in (("miss", 2), ("hit", 0)):
-        session = RUNTIME.open(component, CPU, Options(cache=True, static=True))
-        for batch in (1, 2):
-            got = session.run({"pixel_values": pixels(batch)})
-            np.testing.assert_allclose(
-                got["logits"], vit_model.reference({"pixel_values": pixels(batch)})["logits"], atol=1e-5
-            )
-        assert session.details == {"cache": cached, "compiled": compiled}
-    assert len(entries(kept)) == 2
-
-
-@pytest.mark.parametrize(
-    ("room", "cached"), [(-1, "off"), (1, "miss")], ids=["for the weights", "for the graph beside them"]
-)
-def test_a_bound_that_leaves_no_room_breaks_nothing(
-    vit_model: Any, tmp_path: Path, kept: Path, monkeypatch: pytest.MonkeyPatch, room: int, cached: str
-) -> None:
-    component = own(vit_model, tmp_path / "a")
-    monkeypatch.setenv("VITRIFY_CACHE_MAX", str(sum(w.bytes for w in component.weights) + room))
-    for _ in range(2):
-        np.testing.assert_array_equal(run(component, cached, cache=True), run(component))
-    assert not kept.exists()
-
-
-@pytest.mark.parametrize("damage", [b"", b"noise", None], ids=["empty", "noise", "half"])
-def test_a_damaged_entry_is_made_anew(vit_model: Any, tmp_path: Path, kept: Path, damage: bytes | None) -> None:
-    component = own(vit_model, tmp_path / "a")
-    plain = run(component, "miss", cache=True)
-    (entry,) = entries(kept)
-    blob = entry / "model.blob"
-    data = blob.read_bytes()
-    blob.write_bytes(data[: len(data) // 2] if damage is None else damage)
-    np.testing.assert_array_equal(run(component, "miss", cache=True), plain)
-    np.testing.assert_allclose(run(component, "hit", cache=True), plain, atol=1e-5)
-
-
-def test_a_session_outlives_its_entry(vit_model: Any, tmp_path: Path, kept: Path) -> None:
-    component = own(vit_model, tmp_path / "a")
-    plain = run(component, "miss", cache=True)
-    session = RUNTIME.open(component, CPU, Options(cache=True))
-    assert session.details["cache"] == "hit"
-    shutil.rmtree(kept)
-    for _ in range(2):
-        np.testing.assert_allclose(session.run({"pixel_values": pixels()})["logits"], plain, atol=1e-5)
-
-
-def test_missing_weights_are_a_bad_artifact_with_the_cache_too(vit_model: Any, tmp_path: Path, kept: Path) -> None:
-    component = own(vit_model, tmp_path / "a")
-    run(component, "miss", cache=True)
-    (component.root / component.weights[0].path).unlink()
-    with pytest.raises(BadArtifact, match="cannot be read"):
-        run(component, cache=True)
-
-
-def test_an_ir_whose_manifest_lists_no_weights_misses_when_they_are_swapped(
-    vit_model: Any, tmp_path: Path, kept: Path
-) -> None:
-    core, component = ov.Core(), vit_model.components["onnx"]
-    model = core.read_model(component.graph_path)
-    ov.save_model(model, tmp_path / "ir/openvino_model.xml", compress_to_fp16=False)
-    ir = replace(component, format="openvino", graph="openvino_model.xml", root=tmp_path / "ir", weights=())
-    before = run(ir, "miss", cache=True)
-    np.testing.assert_allclose(run(ir, "hit", cache=True), before, atol=1e-5)
-    path = tmp_path / "ir/openvino_model.bin"
-    bias = vit_model.module.state_dict()["classifier.bias"].numpy().tobytes()
-    data = path.read_bytes()
-    assert data.count(bias) == 1
-    path.unlink()
-    path.write_bytes(data.replace(bias, np.full(5, 3.0, np.float32).tobytes()))
-    after = run(ir, "miss", cache=True)
-    assert np.abs(after - before).max() > 1

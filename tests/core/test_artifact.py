@@ -175,6 +175,18 @@ def test_an_openvino_bin_is_no_pickle(root: Path) -> None:
     refused(edited(root, lambda d: PLACES["files"](d, "unet/model.bin")), "may be a pickle")
 
 
+def test_an_openvino_tokenizer_is_let_in_as_a_file_beside_and_as_nothing_else(root: Path) -> None:
+    name = "tokenizer/openvino_tokenizer.bin"
+    (root / "tokenizer").mkdir()
+    (root / name).write_bytes(b"x")
+    row = {"path": name, "bytes": 1, "sha256": None}
+    Artifact.load(edited(root, lambda d: d.update(files=[row])))
+    (root / name).rename(root / "tokenizer/tokenizer.bin")
+    refused(edited(root, lambda d: d.update(files=[row | {"path": "tokenizer/tokenizer.bin"}])), "may be a pickle")
+    (root / WEIGHTS).rename(root / name)
+    refused(edited(root, lambda d: PLACES["weights"](d, name)), "may be a pickle")
+
+
 @pytest.mark.parametrize("path", [GRAPH, WEIGHTS, "labels.json"])
 def test_a_missing_file_is_named(root: Path, path: str) -> None:
     (root / path).unlink()

@@ -6,6 +6,7 @@ import shutil
 import subprocess
 from collections import Counter
 from collections.abc import Callable, Iterator, Mapping, Sequence
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
@@ -14,14 +15,15 @@ import pytest
 
 from vitrify.core.artifact import Artifact, Component, WeightFile
 from vitrify.core.device import Device
+from vitrify.core.dtypes import NAMES, ONNX
 from vitrify.core.registry import load_runtime
 from vitrify.core.safetensors_writer import SafetensorsWriter
 from vitrify.core.tensors import DType, TensorSpec
 from vitrify.quant.recipes import recipe
+from vitrify.quant.weights import fitting_group, quantize_integers
 from vitrify.runtimes.base import Options
 
-_SAFETENSORS = {"float32": "F32", "float16": "F16", "uint16": "BF16", "int8": "I8"}  # numpy has no bfloat16
-_ONNX = {"F32": "FLOAT", "F16": "FLOAT16", "BF16": "BFLOAT16", "I8": "INT8"}
+_SAFETENSORS = {known: name for name, known in NAMES.items()} | {"uint16": "BF16"}  # numpy has no bfloat16
 
 
 @pytest.fixture(scope="session")
@@ -38,6 +40,34 @@ def float_encoder(diffusion_artifact: Path) -> Component:
 @pytest.fixture(scope="session")
 def float_classifier(emotions_artifact: Path) -> Component:
     return Artifact.load(emotions_artifact).components["model"]
+
+
+@pytest.fixture(scope="session")
+def drawing(diffusion_artifact: Path) -> Artifact:
+    return Artifact.load(diffusion_artifact)
+
+
+@pytest.fixture(scope="session")
+def labelling(emotions_artifact: Path) -> Artifact:
+    return Artifact.load(emotions_artifact)
+
+
+@pytest.fixture(scope="session")
+def labels(labelling: Artifact, tmp_path_factory: pytest.TempPathFactory) -> Any:
+    """The classifier in int8 for ONNX Runtime, as a compilation proved it. For reading only."""
+    from vitrify.export.compile import CompileJob
+
+    made = recipe("int8-weights")
+    return CompileJob(labelling, tmp_path_factory.mktemp("labels") / "out", recipe=made, verify=True).run()
+
+
+@pytest.fixture(scope="session")
+def pictures(drawing: Artifact, tmp_path_factory: pytest.TempPathFactory) -> Any:
+    """The diffusion pipeline in int8 for OpenVINO, as a compilation proved it. For reading only."""
+    pytest.importorskip("openvino", reason="needs vitrify[openvino]")
+    from vitrify.export.compile import CompileJob
+
+    return CompileJob(drawing, tmp_path_factory.mktemp("pictures") / "out", "openvino", recipe("int8-weights")).run()
 
 
 @pytest.fixture(scope="session")
@@ -165,6 +195,57 @@ def run() -> Run:
     return run
 
 
+@pytest.fixture(scope="session")
+def dequantized() -> Callable[[np.ndarray, bool, str], np.ndarray]:
+    """dequantized(weight [out, in, ...], whether of a convolution, recipe's id): what its few bits stand for."""
+
+    def dequantize(weight: np.ndarray, conv: bool, id: str) -> np.ndarray:
+        made = recipe(id)
+        kind = (made.convs or made.weights) if conv else made.weights
+        flat = weight.reshape(len(weight), -1)
+        group = fitting_group(flat.shape[1], made.group) if made.group and kind == made.weights else 0
+        bits = 4 if kind == "int4" and group else 8
+        done = quantize_integers(flat, bits, group, made.symmetric).dequantized()
+        assert np.abs(done - flat).max() > 0
+        return done.reshape(weight.shape)
+
+    return dequantize
+
+
+@pytest.fixture(scope="session")
+def expected(dequantized: Callable[..., np.ndarray]) -> Callable[[Component, str, Path], Component]:
+    """expected(component, recipe's id, folder): the component in float32, its weights what the few bits stand for."""
+
+    def make(component: Component, id: str, to: Path) -> Component:
+        import onnx
+        from onnx import numpy_helper
+
+        copy = shutil.copytree(component.graph_path.parent, to / "copy")  # onnx reads no file that has two names
+        model, made = onnx.load(str(copy / component.graph_path.name)), recipe(id)
+        casts = {n.input[0]: n for n in model.graph.node if n.op_type == "Cast"}
+        users = {i: n for n in model.graph.node if n.op_type in ("Gemm", "Conv") for i in n.input[1:2]}
+        for tensor in model.graph.initializer:
+            cast = casts.get(tensor.name)
+            name = cast.output[0] if cast is not None else tensor.name
+            node, weight = users.get(name), numpy_helper.to_array(tensor)
+            if node is not None and weight.size >= 4096 and not made.kept(tensor.name.removesuffix(".weight")):
+                weight = dequantized(weight.astype(np.float32), node.op_type == "Conv", id)
+            if cast is not None:
+                model.graph.node.remove(cast)
+                weight = weight.astype(np.float32)
+            tensor.CopyFrom(numpy_helper.from_array(weight, name))
+        onnx.save(model, str(to / "model.onnx"))
+        return replace(component, root=to, graph="model.onnx", weights=())
+
+    return make
+
+
+@pytest.fixture(scope="session")
+def off() -> Callable[[np.ndarray, np.ndarray], float]:
+    """off(expected, given): the largest difference, as a share of the range."""
+    return lambda expected, given: float(np.abs(expected - given).max() / (expected.max() - expected.min()))
+
+
 @pytest.fixture
 def component(tmp_path: Path) -> Callable[..., Component]:
     """component(nodes, weights, constants): a graph from `x`, float32 [rows, ...], to `y`, its weights in a file.
@@ -188,7 +269,7 @@ def component(tmp_path: Path) -> Callable[..., Component]:
                 writer.write(name, weight)
         initializers = [numpy_helper.from_array(c, n) for n, c in (constants or {}).items()]
         for name, entry in writer.entries.items():
-            tensor = TensorProto(name=name, dims=entry.shape, data_type=TensorProto.DataType.Value(_ONNX[entry.dtype]))
+            tensor = TensorProto(name=name, dims=entry.shape, data_type=TensorProto.DataType.Value(ONNX[entry.dtype]))
             tensor.data_location = TensorProto.EXTERNAL
             for key, value in (("location", entry.file.name), ("offset", entry.offset), ("length", entry.length)):
                 tensor.external_data.add(key=key, value=str(value))

@@ -54,7 +54,7 @@ def test_samples_are_spread_over_prompts_and_all_timesteps(drawing: Artifact) ->
     assert set(times.values()) == {2}
     assert distinct([s["encoder_hidden_states"] for s in seen]) == 4
     assert distinct([s["sample"] for s in seen]) == 16
-    assert [(e.done, e.total, e.unit) for e in events] == [(n, 4, "prompts") for n in range(4)]
+    assert [(e.done, e.total, e.unit) for e in events] == [(n, 32, "steps") for n in range(1, 33)]
     shapes = {n: v.shape for n, v in seen[0].items()}
     assert shapes == {"sample": (2, 4, 16, 16), "timestep": (), "encoder_hidden_states": (2, 77, 64)}
     specs = drawing.components["unet"].inputs

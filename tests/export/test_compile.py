@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import importlib.util
 import json
 import os
 import shlex
@@ -11,7 +12,6 @@ import subprocess
 import sys
 import time
 from collections.abc import Callable, Iterator
-from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
@@ -20,12 +20,11 @@ import pytest
 from PIL import Image
 
 import vitrify
-from vitrify.core.artifact import Artifact, Component
-from vitrify.core.errors import BadArtifact, BadInput, ProofFailed, UsageError
+from vitrify.core.artifact import Artifact
+from vitrify.core.errors import BadArtifact, BadInput, UsageError
 from vitrify.core.progress import Event
 from vitrify.export.compile import Compiled, CompileJob, compile_model
 from vitrify.export.verify import verify_artifact
-from vitrify.pipelines.load import load
 from vitrify.proof.quality import psnr
 from vitrify.quant.recipes import recipe
 
@@ -33,29 +32,6 @@ pytest.importorskip("onnx_ir", reason="needs vitrify[export]")
 pytest.importorskip("onnxruntime", reason="needs vitrify[onnx]")
 
 INT8 = recipe("int8-weights")
-
-
-@pytest.fixture(scope="module")
-def drawing(diffusion_artifact: Path) -> Artifact:
-    return Artifact.load(diffusion_artifact)
-
-
-@pytest.fixture(scope="module")
-def labelling(emotions_artifact: Path) -> Artifact:
-    return Artifact.load(emotions_artifact)
-
-
-@pytest.fixture(scope="module")
-def labels(labelling: Artifact, tmp_path_factory: pytest.TempPathFactory) -> Compiled:
-    """The classifier in int8 for ONNX Runtime, proved. For reading only."""
-    return CompileJob(labelling, tmp_path_factory.mktemp("labels") / "out", recipe=INT8, verify=True).run()
-
-
-@pytest.fixture(scope="module")
-def pictures(drawing: Artifact, tmp_path_factory: pytest.TempPathFactory) -> Compiled:
-    """The diffusion pipeline in int8 for OpenVINO, proved. For reading only."""
-    pytest.importorskip("openvino", reason="needs vitrify[openvino]")
-    return CompileJob(drawing, tmp_path_factory.mktemp("pictures") / "out", "openvino", INT8).run()
 
 
 def listing(folder: Path) -> set[str]:
@@ -89,28 +65,6 @@ def test_a_compiled_pipeline_draws_what_its_source_draws(pictures: Compiled, dra
     assert psnr(*drawn) > 35
 
 
-def test_its_proof_says_how_good_it_is(pictures: Compiled, labels: Compiled) -> None:
-    images = pictures.artifact.proof["images"]
-    assert (images["pictures"], images["steps"], len(images["psnr_db"])) == (8, 20, 8)
-    assert images["mean_psnr_db"] >= INT8.min_psnr
-    assert images["mean_psnr_db"] == pytest.approx(np.mean(images["psnr_db"]))
-    assert 0.99 < images["min_ssim"] <= 1
-    assert len(images["latent_error"]) == 20
-    found = labels.artifact.proof["labels"]
-    assert found["pictures"] == 64
-    assert found["agreement"] >= INT8.min_agreement
-    assert 0 < found["max_score_difference"] < 0.1
-    for done, rounded in ((pictures, {"unet", "text_encoder"}), (labels, {"model"})):
-        assert done.artifact.proof["machine"]["cpu"]
-        assert "status" not in done.artifact.proof
-        for name, component in done.artifact.components.items():
-            numeric = component.proof["numeric"]
-            assert numeric["relative"] > 0
-            assert (numeric["relative"] > 1e-4) == (name in rounded), "what is not rounded is held to its numbers"
-            assert component.proof["weights"]["tensors"] > 10
-            assert component.proof["graph"] != "not run"
-
-
 def test_its_manifest_tells_what_it_was_made_from(pictures: Compiled, drawing: Artifact) -> None:
     made = pictures.artifact
     assert made.id != drawing.id
@@ -134,7 +88,11 @@ def test_every_file_is_there_once_and_has_its_hash(pictures: Compiled, drawing: 
     graphs = {c.graph for c in drawing.components.values()}
     kept = listing(drawing.root) - weights - graphs
     ours = {f"{n}/openvino_model.{e}" for n in made.components for e in ("xml", "bin")}
-    assert listing(made.root) == kept | ours
+    if importlib.util.find_spec("openvino_tokenizers"):
+        ours |= {f"tokenizer/openvino_tokenizer.{e}" for e in ("xml", "bin")}
+    kept = {name for name in kept if not name.startswith("proof/")}
+    drawn = {one[side] for one in made.proof["images"]["drawn"] for side in ("reference", "artifact")}
+    assert listing(made.root) == kept | ours | drawn
     Artifact.load(made.root, checksums=True)
     assert sorted(p.name for p in made.root.parent.iterdir()) == ["out"], "nothing lies beside it"
 
@@ -195,45 +153,6 @@ def test_inspect_and_verify_end_with_the_code_of_a_bad_artifact(
         done = vitrify(*command, "--json")
         assert (done.code, done.error["code"]) == (6, "bad_artifact"), done.err
         assert "model.safetensors" in done.error["what"]
-
-
-def test_verify_holds_it_to_its_recipe(labels: Compiled, labelling: Artifact) -> None:
-    before = (labels.artifact.root / "artifact.json").read_bytes()
-    proved = verify_artifact(labels.artifact.root, str(labelling.root))
-    assert proved.proof["labels"] == labels.artifact.proof["labels"]
-    assert (labels.artifact.root / "artifact.json").read_bytes() == before
-
-
-def test_what_is_below_its_tolerance_is_not_published(labelling: Artifact, tmp_path: Path) -> None:
-    asked = replace(recipe("int4-weights"), min_agreement=1.5)  # that nothing reaches
-    with pytest.raises(ProofFailed, match=r"Labels differ.*150% and 1 are asked for") as caught:
-        CompileJob(labelling, tmp_path / "out", recipe=asked).run()
-    assert caught.value.exit_code == 3
-    assert caught.value.fix.startswith("Nothing was published.")
-    assert "--keep-failed" in caught.value.fix
-    assert list(tmp_path.iterdir()) == []
-
-
-def test_what_failed_may_be_kept_and_is_marked(labelling: Artifact, tmp_path: Path) -> None:
-    asked = replace(recipe("int4-weights"), min_agreement=1.5)
-    done = CompileJob(labelling, tmp_path / "out", recipe=asked, keep_failed=True).run()
-    assert done.artifact.proof["status"] == "failed"
-    said = done.artifact.proof["what"]
-    assert said.startswith("Labels differ from the reference's: ")
-    assert done.notes[-1] == f"FAILED: {said}"
-    Artifact.load(tmp_path / "out", checksums=True)
-
-
-def test_without_verify_the_proof_says_not_run(
-    labelling: Artifact, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
-) -> None:
-    done = CompileJob(labelling, tmp_path / "no", recipe=INT8, verify=False).run()
-    assert done.artifact.components["model"].proof["numeric"] == "not run"
-    assert done.artifact.proof["labels"] == "not run"
-    assert any("numeric proof not run (not asked for)" in n for n in done.notes)
-    monkeypatch.setattr("vitrify.export.compile.NUMERIC_LIMIT", 1000)
-    done = CompileJob(labelling, tmp_path / "large", recipe=INT8).run()
-    assert any("numeric proof not run (needs about 0.0 GB)" in n for n in done.notes)
 
 
 @pytest.mark.parametrize(
@@ -377,49 +296,3 @@ def test_a_full_disk_is_an_error_that_leaves_nothing(
     assert (done.code, done.error["code"]) == (2, "disk"), done.err
     assert "full" in done.error["what"]
     assert os.listdir(disk) == []
-
-
-@pytest.fixture
-def once(
-    request: pytest.FixtureRequest, float_unet: Component, quantized: Callable[[Component, str], Component]
-) -> Callable[[str], Component]:
-    """The UNet, quantized once for all runtimes."""
-
-    def made(id: str) -> Component:
-        return request.getfixturevalue("static_unet") if id == "int8-static" else quantized(float_unet, id)
-
-    return made
-
-
-@pytest.mark.parametrize(("id", "least"), [("int8-weights", 35), ("int4-weights:group=32", 35), ("int8-static", 25)])
-def test_one_quantized_graph_draws_the_same_on_two_runtimes(
-    drawing: Artifact, once: Callable[[str], Component], id: str, least: float
-) -> None:
-    pytest.importorskip("openvino", reason="needs vitrify[openvino]")
-    artifact = replace(drawing, components={**drawing.components, "unet": once(id)})
-    drawn: list[list[np.ndarray]] = []
-    for runtime in ("onnx", "openvino"):
-        pipeline: Any = load(artifact, "cpu", runtime=runtime)
-        try:
-            prompts = ["a red apple", "a happy face"]
-            images = pipeline.generate(prompts, steps=6, seed=1, guidance=3).images
-            assert pipeline.placement["unet"]["runtime"] == runtime
-        finally:
-            pipeline.close()
-        drawn.append([np.asarray(image) for image in images])
-    assert min(psnr(a, b) for a, b in zip(*drawn, strict=True)) >= least
-
-
-@pytest.mark.parametrize(
-    "id", ["int4-weights:group=32", "int8-static", pytest.param("int8-weights", marks=pytest.mark.slow)]
-)
-def test_the_same_graph_becomes_a_plan(
-    once: Callable[[str], Component], float_unet: Component, tmp_path: Path, id: str
-) -> None:
-    pytest.importorskip("tensorrt_rtx", reason="needs vitrify[tensorrt-rtx]")
-    from vitrify.export.plan import build_plan
-
-    plan = build_plan(once(id), tmp_path)
-    assert plan.graph_path.stat().st_size == plan.weights[0].bytes
-    assert plan.precision["recipe"] == id
-    assert plan.details["source"]["proof"]["weights"]["quantized"] == 80

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from collections import Counter
 from collections.abc import Callable
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
@@ -11,17 +12,22 @@ import numpy as np
 import pytest
 
 from vitrify.core.artifact import Component, hash_file
-from vitrify.core.errors import BadArtifact, BadInput, DiskError
+from vitrify.core.device import Device
+from vitrify.core.errors import BadArtifact, BadInput, DiskError, ProofFailed
+from vitrify.core.registry import load_runtime
 from vitrify.core.safetensors_header import open_checkpoint, read_tensor
+from vitrify.core.tensors import DType
 from vitrify.proof.parity import sample_inputs
 from vitrify.quant.recipes import recipe
 from vitrify.quant.weights import NF4_LEVELS, fitting_group, quantize_nf4
+from vitrify.runtimes.base import Options
 
 ov = pytest.importorskip("openvino", reason="needs vitrify[openvino]")
 pytest.importorskip("onnx_ir", reason="needs vitrify[export]")
 
 from onnx import helper  # noqa: E402
 
+from vitrify.export import ir  # noqa: E402
 from vitrify.export.ir import write_ir  # noqa: E402
 
 LINEARS, CONVS = 46, 34  # of the built-in UNet, with 4096 weights or more and not sensitive
@@ -66,6 +72,35 @@ def test_it_computes_what_its_source_computes(plain: Component, float_unet: Comp
     tensors = sample_inputs(float_unet, SIZES)
     right = run(float_unet, tensors)["out_sample"]
     assert off(right, run(plain, tensors, "openvino")["out_sample"]) < 1e-4
+
+
+def test_a_timestep_is_declared_as_others_give_it_and_taken_as_float(
+    plain: Component, float_unet: Component, run: Callable[..., Any]
+) -> None:
+    model = ov.Core().read_model(str(plain.graph_path))
+    declared = {p.output(0).get_any_name(): p for p in model.get_parameters()}["timestep"]
+    assert (declared.get_element_type(), list(declared.get_partial_shape().to_shape())) == (ov.Type.i64, [1])
+    assert plain.inputs["timestep"] == float_unet.inputs["timestep"]
+    tensors = sample_inputs(float_unet, SIZES)
+    whole, between = (tensors | {"timestep": np.array(t, np.float32)} for t in (20, 20.7))
+    right = run(float_unet, between)["out_sample"]
+    assert off(right, run(plain, between, "openvino")["out_sample"]) < 1e-4
+    assert off(right, run(plain, whole, "openvino")["out_sample"]) > 1e-3, "no fraction is cut off"
+
+
+def test_a_component_without_a_timestep_keeps_its_inputs(float_encoder: Component, tmp_path: Path) -> None:
+    model = ov.Core().read_model(str(write_ir(float_encoder, tmp_path).graph_path))
+    assert [(i.get_any_name(), i.get_element_type(), i.partial_shape.rank.get_length()) for i in model.inputs] == [
+        ("input_ids", ov.Type.i64, 2)
+    ]
+
+
+def test_a_manifest_that_says_float_of_whole_numbers_is_refused(float_encoder: Component, tmp_path: Path) -> None:
+    """What is not converted at once stays whole numbers."""
+    made = write_ir(float_encoder, tmp_path)
+    wrong = replace(made, inputs={n: replace(s, dtype=DType.FLOAT32) for n, s in made.inputs.items()})
+    with pytest.raises(BadArtifact, match="input_ids as int64; the manifest says float32"):
+        load_runtime("openvino").open(wrong, Device("cpu"), Options())
 
 
 def test_nothing_is_rounded_on_the_way(component: Callable[..., Component], tmp_path: Path) -> None:
@@ -161,7 +196,7 @@ def test_nf4_computes_the_dequantized_product(
     compiled = core.compile_model(
         core.read_model(tmp_path / "openvino_model.xml"), "CPU", {"INFERENCE_PRECISION_HINT": "f32"}
     )
-    right = compiled(tensors)["out_sample"]
+    right = compiled(tensors | {"timestep": tensors["timestep"].astype(np.int64).reshape(1)})["out_sample"]
     assert off(right, run(nf4, tensors, "openvino")["out_sample"]) < 5e-4  # convolutions fold it in float16
     assert off(run(float_unet, tensors)["out_sample"], right) > 0.01
 
@@ -222,3 +257,20 @@ def test_a_graph_that_does_not_load_is_told(component: Callable[..., Component],
 def test_a_full_disk_is_told(float_unet: Component, small_disk: Callable[[int], Path]) -> None:
     with pytest.raises(DiskError, match="full"):
         write_ir(float_unet, small_disk(1_000_000))
+
+
+def test_a_constant_that_did_not_reach_the_file_is_named(
+    float_encoder: Component, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    save = ir.save_ir
+
+    def failing(model: Any, path: Path) -> None:
+        """As a disk does that loses a bit."""
+        save(model, path)
+        data = bytearray(path.with_suffix(".bin").read_bytes())
+        data[len(data) // 2] ^= 1
+        path.with_suffix(".bin").write_bytes(data)
+
+    monkeypatch.setattr(ir, "save_ir", failing)
+    with pytest.raises(ProofFailed, match=r"Constant .* in .*openvino_model.xml is not what was written"):
+        write_ir(float_encoder, tmp_path)

@@ -306,25 +306,6 @@ def test_a_second_export_of_one_target_is_told_who_writes_it(
     Artifact.load(tmp_path / "out", checksums=True)
 
 
-@pytest.fixture
-def small_disk(tmp_path: Path) -> Iterator[Callable[[int], Path]]:
-    """Mounts disks of so many bytes."""
-    mounted: list[Path] = []
-
-    def mount(size: int) -> Path:
-        folder = tmp_path / "disk"
-        folder.mkdir()
-        command = ["mount", "-t", "tmpfs", "-o", f"size={size}", "tmpfs", str(folder)]
-        if shutil.which("mount") is None or subprocess.run(command, capture_output=True).returncode:
-            pytest.skip("needs the right to mount a tmpfs")
-        mounted.append(folder)
-        return folder
-
-    yield mount
-    for folder in mounted:
-        subprocess.run(["umount", str(folder)], check=True)
-
-
 @pytest.mark.parametrize("size", [65_536, 1_500_000, 2_650_000])
 def test_a_full_disk_is_an_error_that_leaves_nothing(
     vitrify: Callable[..., Any], emotions_artifact: Path, emotions_source: Path, small_disk: Callable[[int], Path],

@@ -260,6 +260,36 @@ def test_what_a_convolution_gives_is_rounded_to_its_range(
         assert 25 < 10 * np.log10(np.square(right).mean() / np.square(error).mean()) < 50
 
 
+def test_between_two_convolutions_it_is_rounded_once(
+    nncf: None, component: Callable[..., Component], ort_operators: Count, tmp_path: Path
+) -> None:
+    rng = np.random.default_rng(5)
+    weights = {f"{n}.weight": rng.standard_normal((64, 64, 3, 3)).astype(np.float32) for n in ("first", "second")}
+    nodes = [
+        helper.make_node("Conv", ["x", "first.weight"], ["h"], pads=[1, 1, 1, 1], name="first"),
+        helper.make_node("Conv", ["h", "second.weight"], ["y"], pads=[1, 1, 1, 1], name="second"),
+    ]
+    given = component(nodes, weights, given=("rows", 64, 8, 8), rank=4)
+    made = quantize_static(given, STATIC, [{"x": rng.standard_normal((2, 64, 8, 8), np.float32)}], tmp_path / "out")
+    assert made.precision["quantized_activations"] == 3
+    assert ort_operators(made)["QLinearConv"] == 2
+
+
+def test_a_convolution_by_channels_computes_on_both_runtimes(
+    nncf: None, component: Callable[..., Component], run: Callable[..., Any], tmp_path: Path
+) -> None:
+    """Its channels get ranges of their own."""
+    rng = np.random.default_rng(6)
+    weight = rng.standard_normal((128, 1, 7, 7)).astype(np.float32)
+    node = helper.make_node("Conv", ["x", "conv.weight"], ["y"], pads=[3, 3, 3, 3], group=128, name="conv")
+    given = component([node], {"conv.weight": weight}, given=("rows", 128, 8, 8), rank=4)
+    x = {"x": rng.standard_normal((2, 128, 8, 8), np.float32) * np.arange(1, 129, dtype=np.float32).reshape(-1, 1, 1)}
+    made, right = quantize_static(given, STATIC, [x], tmp_path / "out"), run(given, x)["y"]
+    for runtime in ("onnx", "openvino"):
+        error = run(made, x, runtime)["y"] - right
+        assert 10 * np.log10(np.square(right).mean() / np.square(error).mean()) > 25
+
+
 def test_what_is_never_negative_fits_the_signed_half(
     nncf: None, component: Callable[..., Component], run: Callable[..., Any], tmp_path: Path
 ) -> None:

@@ -2,12 +2,17 @@
 
 from __future__ import annotations
 
+import html
 import json
+import re
 import shutil
+from collections.abc import Callable
 from dataclasses import replace
 from pathlib import Path
+from typing import Any
 
 import pytest
+from PIL import Image
 
 from vitrify.core.artifact import Artifact
 from vitrify.core.errors import BadInput, ProofFailed
@@ -83,6 +88,64 @@ def test_a_proof_that_fails_says_that_nothing_was_published_only_at_export(
     with pytest.raises(ProofFailed) as caught:
         verify_artifact(exported)
     assert "published" not in caught.value.fix
+
+
+def test_a_proof_that_fails_has_a_page_all_the_same(
+    exported: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    before = (exported / "artifact.json").read_bytes()
+    monkeypatch.setattr("vitrify.proof.parity.TOLERANCE", -1.0)  # that no output can keep
+    with pytest.raises(ProofFailed) as caught:
+        verify_artifact(exported, html=tmp_path / "page.html")
+    page = (tmp_path / "page.html").read_text("utf-8")
+    assert f"FAILED its proof: {html.escape(caught.value.what)}" in page
+    assert '<span class="failed">FAILED: max error' in page
+    assert (exported / "artifact.json").read_bytes() == before
+
+
+def test_weights_that_are_not_the_sources_have_a_page_too(exported: Path, tmp_path: Path) -> None:
+    file = tmp_path / "models/faces/model.safetensors"
+    data = bytearray(file.read_bytes())
+    data[-1] ^= 1
+    file.unlink()
+    file.write_bytes(data)
+    with pytest.raises(ProofFailed):
+        verify_artifact(exported, html=tmp_path / "page.html")
+    assert re.search("FAILED its proof: .*bytes", (tmp_path / "page.html").read_text("utf-8"))
+
+
+def test_a_page_that_cannot_be_written_is_refused_first(exported: Path, tmp_path: Path) -> None:
+    events: list[Event] = []
+    with pytest.raises(BadInput, match="no such folder"):
+        verify_artifact(exported, html=tmp_path / "no/page.html", report=events.append)
+    assert events == []
+
+
+def test_the_pictures_of_a_proof_stay_with_the_artifact(
+    vitrify: Callable[..., Any], diffusion_artifact: Path, diffusion_source: Path, tmp_path: Path
+) -> None:
+    copy = shutil.copytree(diffusion_artifact, tmp_path / "emoji")
+    done = vitrify("verify", copy, "--html", tmp_path / "verified.html")
+    assert done.code == 0, done.err
+    found = Artifact.load(copy, checksums=True)
+    entries = found.proof["images"]["drawn"]
+    assert len(entries) == 2
+    listed = {f.path for f in found.others}
+    for entry in entries:
+        size = (entry["width"], entry["height"])
+        for side in ("reference", "artifact"):
+            assert entry[side] in listed
+            with Image.open(copy / entry[side]) as picture:
+                assert picture.size == size
+    assert vitrify("inspect", copy, "--html", tmp_path / "inspected.html").code == 0
+    pages = [(tmp_path / f"{name}.html").read_text("utf-8") for name in ("verified", "inspected")]
+    assert pages[0] == pages[1]
+    assert pages[0].count("data:image/png;base64,") == 6
+    again = vitrify("verify", copy, "--json")
+    assert again.code == 0, again.err
+    kept = {f"proof/{p.name}" for p in (copy / "proof").iterdir()}
+    assert kept == {e[side] for e in again.json["proof"]["images"]["drawn"] for side in ("reference", "artifact")}
+    Artifact.load(copy, checksums=True)
 
 
 def test_what_is_proved_against_another_artifact_is_not_written(exported: Path, emotions_artifact: Path) -> None:

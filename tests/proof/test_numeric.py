@@ -16,11 +16,12 @@ import pytest
 from PIL import Image
 
 from vitrify.core.artifact import Artifact, WeightFile, hash_file
-from vitrify.core.errors import BadInput, ProofFailed
+from vitrify.core.errors import BadInput, ProofFailed, RuntimeFailure
 from vitrify.export.job import find_source
 from vitrify.export.reference import reference_artifact
 from vitrify.export.verify import verify_artifact
-from vitrify.proof.numeric import peak_memory, prove_numbers
+from vitrify.proof.evidence import Evidence
+from vitrify.proof.numeric import is_verdict, peak_memory, prove_numbers
 from vitrify.proof.quality import psnr
 
 pytest.importorskip("torch", reason="needs the extra export")
@@ -135,6 +136,45 @@ def test_the_numbers_alone_show_a_changed_weight(emotions: Path, emotions_source
     artifact = resigned(emotions)
     with pytest.raises(ProofFailed, match="logits"):
         prove_numbers(artifact, reference_artifact(find_source(str(emotions_source)), artifact.pipeline))
+
+
+def test_a_proof_that_fails_leaves_its_figures(emotions: Path, emotions_source: Path) -> None:
+    tamper(emotions / "model.safetensors", "classifier.weight", lambda t: t * 1.01)
+    artifact, evidence = resigned(emotions), Evidence()
+    reference = reference_artifact(find_source(str(emotions_source)), artifact.pipeline)
+    with pytest.raises(ProofFailed) as caught:
+        prove_numbers(artifact, reference, evidence=evidence)
+    failed = evidence.artifact
+    assert (failed.proof["status"], failed.proof["what"]) == ("failed", caught.value.what)
+    assert failed.proof["labels"] == "not run", "what an earlier proof said is not said of this one"
+    numeric = failed.components["model"].proof["numeric"]
+    assert numeric["status"] == "failed"
+    assert 1e-4 < numeric["relative"] < 1
+    json.loads(json.dumps(failed.to_json(), allow_nan=False))
+
+
+@pytest.mark.parametrize(
+    ("exc", "cause", "says"),
+    [
+        (ProofFailed("x", "y"), None, True),
+        (ProofFailed("x", "y"), MemoryError(), True),
+        (RuntimeFailure("unet gives NaN.", "y"), None, True),
+        (RuntimeFailure("onnxruntime failed.", "y"), MemoryError(), False),
+    ],
+)
+def test_what_a_library_fails_with_is_no_verdict(exc: Any, cause: Exception | None, says: bool) -> None:
+    exc.__cause__ = cause
+    assert is_verdict(exc) is says
+
+
+def test_a_component_without_numbers_fails_in_valid_json(emotions: Path, emotions_source: Path) -> None:
+    tamper(emotions / "model.safetensors", "classifier.weight", lambda t: t * np.float16(np.nan))
+    artifact, evidence = resigned(emotions), Evidence()
+    reference = reference_artifact(find_source(str(emotions_source)), artifact.pipeline)
+    with pytest.raises(ProofFailed):
+        prove_numbers(artifact, reference, evidence=evidence)
+    assert json.loads(json.dumps(evidence.artifact.to_json(), allow_nan=False))
+    assert evidence.artifact.components["model"].proof["numeric"]["max_abs"] is None
 
 
 def test_the_numbers_alone_show_two_swapped_tensors(emotions: Path, emotions_source: Path) -> None:

@@ -12,9 +12,10 @@ from typing import Any
 import numpy as np
 import pytest
 
-from vitrify.core.errors import ProofFailed, RuntimeFailure
+from vitrify.core.errors import BadInput, ProofFailed, RuntimeFailure
 from vitrify.core.progress import silent
 from vitrify.pipelines.load import load
+from vitrify.proof.evidence import Evidence
 from vitrify.proof.quality import (
     EXACT,
     PROMPTS,
@@ -22,6 +23,7 @@ from vitrify.proof.quality import (
     agreement,
     compare_images,
     compare_labels,
+    most_changed,
     psnr,
     ssim,
 )
@@ -147,7 +149,59 @@ def test_equal_pipelines_draw_the_same(drawing: Opened) -> None:
     assert found["mean_psnr_db"] == 100
     assert found["min_ssim"] == 1
     assert found["latent_error"] == [0, 0]
+    assert found["asked"] == {"psnr_db": 30, "of": "average"}
     assert "identical" in in_words(found)
+    assert "100.0 dB" not in in_words(found), "which is how equal pictures count in a mean, and was not measured"
+    assert not [key for key in found if "lpips" in key or "clip" in key or "measured" in key], "nobody asked"
+
+
+def test_every_picture_says_how_it_was_drawn(drawing: Opened) -> None:
+    found = compare_images(drawing(), drawing("unet", noisy(0.02)), QUICK, silent)["images"]
+    one, two = found["drawn"]
+    assert (one["prompt"], one["seed"], one["width"], one["height"]) == (PROMPTS[0], 0, 64, 64)
+    assert (two["prompt"], two["seed"]) == (PROMPTS[1], 1)
+    assert found["min_ssim"] == min(found["ssim"]) < 1
+    each = [row["latent_error"] for row in found["drawn"]]
+    assert np.mean(each, axis=0) == pytest.approx(found["latent_error"])
+    assert each[0] != each[1]
+
+
+class Brighter:
+    """A measure whose answer is known: how much brighter the artifact's picture is."""
+
+    files: Mapping[str, str] = {"eye.pth": "00ff"}
+
+    def measure(self, prompt: str, reference: Any, given: Any) -> dict[str, float]:
+        return {"lpips": float(np.asarray(given).mean() - np.asarray(reference).mean()), "words": len(prompt)}
+
+
+def test_measures_are_asked_about_each_pair(drawing: Opened) -> None:
+    evidence = Evidence()
+    given = drawing("vae_decoder", lambda v: v + np.float32(0.05))
+    images = compare_images(drawing(), given, QUICK, silent, {"eye": Brighter()}, evidence)["images"]
+    expected = [np.asarray(p.artifact).mean() - np.asarray(p.reference).mean() for p in evidence.pairs]
+    assert images["lpips"] == pytest.approx(expected)
+    assert (images["mean_lpips"], images["max_lpips"]) == pytest.approx((np.mean(expected), max(expected)))
+    assert images["words"] == [len(p) for p in PROMPTS[:2]]
+    assert images["measured_by"] == {"eye": {"eye.pth": "00ff"}}
+    assert f"LPIPS at most {max(expected):.3f}" in in_words(images)
+
+
+def test_a_measure_that_gives_no_number_is_named(drawing: Opened) -> None:
+    broken = Brighter()
+    broken.measure = lambda *given: {"lpips": math.nan}  # type: ignore[method-assign]
+    with pytest.raises(BadInput, match="lpips is not a number: the weights of eye are no good"):
+        compare_images(drawing(), drawing(), ONE, silent, {"eye": broken})
+
+
+def test_pictures_that_fail_are_kept_with_their_figures(drawing: Opened) -> None:
+    evidence = Evidence()
+    with pytest.raises(ProofFailed):
+        compare_images(drawing(), drawing("unet", noisy(1.0)), QUICK, silent, None, evidence)
+    images = evidence.whole["images"]
+    pixels = [(np.asarray(p.reference), np.asarray(p.artifact)) for p in evidence.pairs]
+    assert images["psnr_db"] == [psnr(a, b) for a, b in pixels]
+    assert images["mean_psnr_db"] < images["asked"]["psnr_db"]
 
 
 def noisy(size: float) -> Callable[[np.ndarray], np.ndarray]:
@@ -189,6 +243,12 @@ def test_a_decoder_that_draws_one_colour_is_named(drawing: Opened, value: float)
     assert "float32" in caught.value.fix
 
 
+def test_one_colour_need_not_be_grey(drawing: Opened) -> None:
+    given = drawing("vae_decoder", lambda v: np.broadcast_to(np.array([0.5, -0.5, 0.1]).reshape(3, 1, 1), v.shape))
+    with pytest.raises(ProofFailed, match="vae_decoder draws one plain colour"):
+        compare_images(drawing(), given, ONE, silent)
+
+
 @pytest.mark.parametrize("component", ["text_encoder", "unet", "vae_decoder"])
 @pytest.mark.parametrize("value", [np.nan, np.inf])
 def test_a_component_that_gives_no_numbers_is_named(drawing: Opened, component: str, value: float) -> None:
@@ -203,13 +263,46 @@ def test_a_component_that_gives_no_numbers_is_named(drawing: Opened, component: 
 
 def test_equal_classifiers_agree(labelling: Opened) -> None:
     found = compare_labels(labelling(), labelling(), EXACT, silent)["labels"]
+    asked, changed = found.pop("asked"), found.pop("most_changed")
     assert found == {"pictures": 4, "max_score_difference": 0, "agreement": 1}
+    assert asked == {"agreement": 1.0, "score": 1e-3}
+    assert sorted(row["picture"] for row in changed) == [0, 1, 2, 3]
+    assert all(row["reference"] == row["artifact"] for row in changed)
+    assert all(row["reference_score"] == row["artifact_score"] for row in changed)
+
+
+def test_the_pictures_that_changed_most_come_first() -> None:
+    a = [{"x": 0.6, "y": 0.4}, {"x": 0.2, "y": 0.8}, {"x": 0.9, "y": 0.1}, {"x": 0.5, "y": 0.45}] * 3
+    b = [{"x": 0.7, "y": 0.3}, {"x": 0.6, "y": 0.4}, {"x": 0.9, "y": 0.1}, {"x": 0.5, "y": 0.46}] * 3
+    found = most_changed(a, b)
+    assert len(found) == 8
+    assert found[0] == {
+        "picture": 1, "reference": "y", "reference_score": 0.8, "artifact": "x", "artifact_score": 0.6,
+        "max_score_difference": pytest.approx(0.4),
+    }  # fmt: skip
+    assert [row["picture"] for row in found] == [1, 5, 9, 0, 4, 8, 3, 7], "other labels first, then larger changes"
+
+
+def test_labels_that_fail_are_kept_with_their_figures(labelling: Opened) -> None:
+    evidence = Evidence()
+    with pytest.raises(ProofFailed):
+        compare_labels(
+            labelling(), labelling("model", lambda v: np.roll(v, 1, axis=-1)), EXACT, silent, evidence
+        )  # fmt: skip
+    labels = evidence.whole["labels"]
+    assert labels["agreement"] < 1
+    assert labels["most_changed"][0]["reference"] != labels["most_changed"][0]["artifact"]
 
 
 def test_labels_below_the_tolerance_fail_with_their_figure(labelling: Opened) -> None:
     given = labelling("model", lambda v: np.roll(v, 1, axis=-1))
     with pytest.raises(ProofFailed, match=r"Labels differ .*: \d+\.\d% agree, a score is off by 0\.\d+"):
         compare_labels(labelling(), given, Tolerance(exact=True), silent)
+
+
+def test_one_score_that_is_no_number_is_not_passed_over() -> None:
+    good, bad = {"happy": 0.9, "sad": 0.1}, {"happy": 0.9, "sad": float("nan")}
+    assert np.isnan(agreement([good, good], [good, bad])["max_score_difference"])
 
 
 def test_a_classifier_that_gives_no_numbers_is_named(labelling: Opened) -> None:
@@ -228,6 +321,18 @@ def test_a_classifier_that_gives_no_numbers_is_named(labelling: Opened) -> None:
         (
             {"pictures": 64, "max_score_difference": 0.01, "agreement": 1.0},
             "64 compared, 100.0% of the labels agree, scores within 1.0e-02",
+        ),
+        (
+            {
+                "pictures": 8,
+                "mean_psnr_db": 31.0,
+                "min_psnr_db": 25.04,
+                "max_lpips": 0.0123,
+                "mean_clip_score": 27.123,
+                "mean_clip_score_reference": 27.5,
+            },
+            "8 compared, PSNR 31.0 dB on average, PSNR at least 25.0 dB, LPIPS at most 0.012, CLIP score 27.12, "
+            "the reference's 27.50",
         ),
         ({"status": "failed", "snr_db": 3.0}, "FAILED: SNR 3.0 dB"),
         ({"status": "failed"}, "FAILED: failed"),
