@@ -15,7 +15,7 @@ from .arguments import Force, Json, Model, Offline, Revision, Token, Variant, Ve
 from .cli_run import artifact_of, use
 from .core.errors import UsageError
 from .quant.recipes import RECIPES, Recipe, recipe
-from .quant.support import TARGETS, cell, check_target
+from .quant.support import TARGETS, WHAT_WAS_MEASURED, cell, check_target
 
 if TYPE_CHECKING:
     from .core.artifact import Artifact, Component
@@ -103,7 +103,7 @@ def compile(
             compute_capability,
             report=_remembering(report, told),
         ).run()
-    buys = cell(wanted, target).buys
+    bought = cell(wanted, target)
     old, new = artifact.components, done.artifact.components
     sizes = {name: _sizes([old[name]], [made]) for name, made in new.items()}
     if len(sizes) > 1:
@@ -114,7 +114,8 @@ def compile(
                 "artifact": str(folder),
                 "to": target,
                 "recipe": wanted.id,
-                "buys": buys,
+                "buys": bought.buys,
+                "measured": dict(bought.measured),
                 "notes": done.notes,
                 "sizes": sizes,
                 "manifest": done.artifact.to_json(),
@@ -129,7 +130,8 @@ def compile(
     _print_sizes(sizes, done.artifact)
     screen.print_proofs(done.artifact)
     if not wanted.lossless:
-        print(f"{wanted.id}: {buys}")
+        shares = ", ".join(f"{value:.2f} of its {what}" for what, value in bought.measured.items())
+        print(f"{wanted.id}: {bought.buys}" + (f" (beside float32: {shares}; {WHAT_WAS_MEASURED})" if shares else ""))
     print(f"{folder} is ready: vitrify {use(done.artifact)}".replace("ARTIFACT", str(folder)))
 
 

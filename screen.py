@@ -13,6 +13,7 @@ from typing import Any
 from .core.errors import VitrifyError
 from .core.progress import Event, Report
 from .proof.words import in_words
+from .quant.support import WHAT_WAS_MEASURED
 
 FAILED = "failed"
 
@@ -138,6 +139,15 @@ def print_recipes(recipes: dict[str, Any]) -> None:
         for name, row in recipes.items()
     ]
     table(rows, ["recipe", *targets, "what it buys"])
+    measured = [
+        [name, target, *(f"{cell['measured'][share]:.2f}" for share in ("disk", "memory", "time"))]
+        for name, row in recipes.items()
+        for target, cell in row["targets"].items()
+        if cell.get("measured")
+    ]
+    if measured:
+        print(f"As shares of float32's, of {WHAT_WAS_MEASURED}:")
+        table(measured, ["recipe", "target", "disk", "memory", "time"])
     plans = [t for t in targets if t.startswith("tensorrt")]
     if plans:
         print(f"What a recipe buys on {' and '.join(plans)} was not measured.")

@@ -15,8 +15,9 @@ from safetensors.numpy import load_file, save_file
 from ..core.artifact import Artifact
 from ..core.errors import BadInput
 from ..core.publish import disk_errors
+from ..core.tensors import Array
 from ..proof.parity import sample_inputs
-from .openers import OPENERS, Array, Model
+from .openers import OPENERS, Model
 
 EXPECTED = "expected"  # the name of the output in the file
 _USAGE = "usage: python -m vitrify.bench.inputs ARTIFACT COMPONENT HOW MODEL FILE SIZE=NUMBER ..."

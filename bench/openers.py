@@ -13,7 +13,8 @@ from typing import Any
 
 import numpy as np
 
-Array = np.ndarray[Any, Any]
+from ..core.tensors import Array
+
 Step = Callable[[], Array]
 Open = Callable[[Mapping[str, Array]], Step]
 

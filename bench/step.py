@@ -16,8 +16,9 @@ from collections.abc import Sequence
 from pathlib import Path
 
 from ..core.errors import ProofFailed, VitrifyError
+from ..core.tensors import Array
 from .inputs import read_inputs
-from .openers import OPENERS, Array, Model
+from .openers import OPENERS, Model
 
 STEPS, WARMUP = 5, 2
 FLOAT32_DB = 60.0

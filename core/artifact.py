@@ -232,11 +232,13 @@ class Artifact:
         Raises:
             BadArtifact: a path leaves the folder, a pickle, a missing file, a wrong size or hash.
         """
+        others = {file.path for file in self.others}
         for path, kind in self.files():
             check_inside(self.root, path)
             pure = PurePosixPath(path)
             ending = pure.suffix.lower()
-            plain = (kind == "openvino" and ending == _OPENVINO_WEIGHTS) or (kind == "data" and pure.name == _TOKENIZER)
+            tokenizer = path in others and pure.name == _TOKENIZER and str(pure.with_suffix(".xml")) in others
+            plain = (kind == "openvino" and ending == _OPENVINO_WEIGHTS) or tokenizer
             if ending in PICKLES and not plain:
                 raise BadArtifact(f"{path} may be a pickle, which can run code when loaded.", "Use safetensors files.")
             if not (self.root / path).is_file():

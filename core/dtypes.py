@@ -6,6 +6,7 @@ NAMES = {
     "U64": "uint64", "I64": "int64", "F8_E4M3": "float8_e4m3fn", "F8_E5M2": "float8_e5m2", "F16": "float16",
     "BF16": "bfloat16", "F32": "float32", "F64": "float64", "C64": "complex64",
 }  # fmt: skip
+NOT_NUMPY = ("F8_E4M3", "F8_E5M2")  # of those; BF16 comes as its bits
 FLOATS = ("F16", "BF16", "F32", "F64")  # a cast makes one of the other
 # safetensors' name -> ONNX's, of what a graph's weights are stored in
 ONNX = {"F32": "FLOAT", "F16": "FLOAT16", "BF16": "BFLOAT16", "F64": "DOUBLE", "I64": "INT64", "I8": "INT8"}

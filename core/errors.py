@@ -83,6 +83,10 @@ class RuntimeFailure(VitrifyError):
     exit_code = 5
 
 
+class NotFinite(RuntimeFailure):
+    """A component gave NaN or infinity: not that it could not be run, but what came out."""
+
+
 class BadArtifact(VitrifyError):
     """An artifact that is damaged, unsafe or newer than this version."""
 

@@ -17,7 +17,7 @@ from typing import Any
 
 import numpy as np
 
-from .dtypes import FLOATS, NAMES
+from .dtypes import FLOATS, NAMES, NOT_NUMPY
 from .errors import BadInput, DiskError
 from .tensors import Array
 
@@ -27,8 +27,7 @@ STEMS = ("diffusion_pytorch_model", "model")
 PICKLES = (".bin", ".ckpt", ".pt", ".pth")
 OTHER_FRAMEWORKS = (".msgpack", ".h5", ".onnx")
 
-# Those that numpy has; BF16 comes as its bits.
-NUMPY_DTYPES = {n: np.dtype(t).newbyteorder("<") for n, t in (NAMES | {"BF16": "uint16"}).items() if "F8" not in n}
+NUMPY_DTYPES = {n: np.dtype(t).newbyteorder("<") for n, t in (NAMES | {"BF16": "uint16"}).items() if n not in NOT_NUMPY}
 
 # Bits of one element (safetensors/src/tensor.rs, `Dtype::bitsize`).
 DTYPE_BITS = {n: 8 * t.itemsize for n, t in NUMPY_DTYPES.items()} | {"F4": 4, "F6_E2M3": 6, "F6_E3M2": 6}

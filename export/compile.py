@@ -9,11 +9,11 @@ from pathlib import Path
 from typing import Any
 
 from ..core.artifact import MANIFEST, NOT_RUN, Artifact, Component
-from ..core.errors import BadInput, ProofFailed, RuntimeFailure, UsageError
+from ..core.errors import BadInput, NotFinite, ProofFailed, UsageError
 from ..core.progress import Event, Report, silent
 from ..core.publish import link_or_copy, published
 from ..proof.evidence import FOLDER, Evidence, keep_pictures
-from ..proof.numeric import NUMERIC_LIMIT, is_verdict, prove_numbers
+from ..proof.numeric import NUMERIC_LIMIT, prove_numbers
 from ..proof.quality import Tolerance
 from ..quant.recipes import Recipe, recipe
 from ..quant.support import check
@@ -185,9 +185,7 @@ class CompileJob:
         tolerance, seen = Tolerance.of(self.recipe), Evidence()
         try:
             proved = prove_numbers(made, self.artifact, self.report, tolerance, evidence=seen)
-        except (ProofFailed, RuntimeFailure) as exc:
-            if not is_verdict(exc):
-                raise
+        except (ProofFailed, NotFinite) as exc:
             if not self.keep_failed:
                 milder = "" if self.recipe.lossless else "Keep more layers (keep=PATTERN); "
                 fix = f"Nothing was published. {milder}--keep-failed publishes it, marked."

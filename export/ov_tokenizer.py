@@ -30,6 +30,9 @@ def write_ov_tokenizers(root: Path, report: Report = silent) -> list[str]:
         DiskError: the disk is full.
     """
     folders = sorted(p.parent for p in root.glob("tokenizer*/tokenizer.json"))
+    for folder in folders:
+        for path in (folder / XML, (folder / XML).with_suffix(".bin")):
+            path.unlink(missing_ok=True)  # the source's may give other tokens
     missing = [name for module, name in _NEEDS.items() if importlib.util.find_spec(module) is None]
     if folders and missing:
         return [_refused(f"it needs {' and '.join(missing)}", 'pip install "vitrify[genai]", then compile again')]
@@ -44,8 +47,6 @@ def write_ov_tokenizers(root: Path, report: Report = silent) -> list[str]:
         if model is None:
             return [_refused(f"OpenVINO's {folder.name} gives other tokens", "use vitrify or Optimum Intel")]
         with disk_errors(root):
-            for path in (folder / XML, (folder / XML).with_suffix(".bin")):
-                path.unlink(missing_ok=True)  # it may be a link to the source's
             save_ir(model, folder / XML)
     return []
 

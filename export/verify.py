@@ -9,13 +9,13 @@ from pathlib import Path
 
 from ..core.artifact import Artifact, is_artifact
 from ..core.cache import Cache, key_of
-from ..core.errors import BadInput, ProofFailed, RuntimeFailure, UsageError
+from ..core.errors import BadInput, NotFinite, ProofFailed, UsageError
 from ..core.progress import Event, Report, silent
 from ..pipelines.foreign import is_foreign
 from ..pipelines.load import open_artifact
 from ..proof.evidence import Evidence, keep_pictures, remove_pictures
 from ..proof.measures import Measure, open_measures
-from ..proof.numeric import exact, is_verdict, prove_numbers, tolerance_of
+from ..proof.numeric import exact, prove_numbers, tolerance_of
 from ..proof.page import check_page_path, write_page
 from ..proof.weights import FileHashes, prove_weights
 from .bound import entries_for
@@ -66,14 +66,15 @@ def verify_artifact(
         check_page_path(html)
     if (lpips or clip) and "classify" in artifact.pipeline["tasks"]:
         raise UsageError(f"{path} gives labels; LPIPS and CLIP score are of pictures.", "Leave --lpips and --clip out.")
-    looks = _Looks(open_measures(lpips, clip), report)
-    try:
-        proved = _verify(artifact, path, against, revision, variant, token, offline, looks)
-    except (ProofFailed, RuntimeFailure) as exc:
-        if html is not None and is_verdict(exc):
-            failed = replace(artifact, proof={**artifact.proof, "status": "failed", "what": exc.what})
-            write_page(looks.evidence.artifact or failed, html, looks.evidence.pairs or None)
-        raise
+    with export_libraries():
+        looks = _Looks(open_measures(lpips, clip), report)
+        try:
+            proved = _verify(artifact, path, against, revision, variant, token, offline, looks)
+        except (ProofFailed, NotFinite) as exc:
+            if html is not None:
+                failed = replace(artifact, proof={**artifact.proof, "status": "failed", "what": exc.what})
+                write_page(looks.evidence.artifact or failed, html, looks.evidence.pairs)
+            raise
     if html is not None:
         write_page(proved, html, looks.evidence.pairs)
     return proved

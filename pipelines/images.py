@@ -15,7 +15,7 @@ import numpy as np
 import numpy.typing as npt
 from PIL import Image, ImageOps, PngImagePlugin, UnidentifiedImageError
 
-from ..core.errors import BadInput, DiskError, RuntimeFailure, UsageError
+from ..core.errors import BadInput, DiskError, NotFinite, UsageError
 
 MAX_PIXELS = 89_478_485
 """Pillow's own limit (a quarter of a GiB as 24-bit RGB); Pillow refuses twice as many whatever is asked for."""
@@ -152,10 +152,10 @@ def to_uint8(images: npt.NDArray[np.float32]) -> npt.NDArray[np.uint8]:
         uint8 [n, height, width, 3].
 
     Raises:
-        RuntimeFailure: a value is not a number; diffusers would give a black picture.
+        NotFinite: a value is not a number; diffusers would give a black picture.
     """
     if np.isnan(images).any():
-        raise RuntimeFailure(
+        raise NotFinite(
             "The decoded picture holds values that are not numbers (NaN).",
             "Use fp32 or bf16 for the decoder (fp16 overflows in some models, SDXL's among them).",
         )

@@ -12,7 +12,7 @@ import numpy as np
 import numpy.typing as npt
 from PIL import Image
 
-from ..core.errors import BadArtifact, BadInput, Cancelled, RuntimeFailure, UsageError
+from ..core.errors import BadArtifact, BadInput, Cancelled, NotFinite, UsageError
 from ..runtimes.base import Session
 from .images import to_uint8
 from .prompt import PromptTokenizer, PromptTokens, apply_weights, join_chunks, pad_chunks
@@ -262,10 +262,10 @@ def _finite(component: str, values: FloatArray, where: str) -> None:
     """Name the component that made NaN: pictures of it are black, and nobody knows why.
 
     Raises:
-        RuntimeFailure: `values` holds NaN or infinity.
+        NotFinite: `values` holds NaN or infinity.
     """
     if not np.isfinite(values).all():
-        raise RuntimeFailure(
+        raise NotFinite(
             f"{component} gives NaN or infinity {where}.",
             "Compute in float32: leave --precision out, or use the artifact that `vitrify export` made.",
         )

@@ -46,8 +46,8 @@ class Clip:
 
         check_folder(folder, "a CLIP model", _FIX)
         _check_config(folder / "config.json")
-        if not any(folder.glob("*.safetensors")) and not any(folder.glob("*.bin")):
-            raise BadInput(f"{folder} holds no weights.", _FIX)
+        if not any(folder.glob("*.safetensors")):
+            raise BadInput(f"{folder} holds no weights as safetensors.", _FIX)
         for what, names in _NEEDED.items():
             if not any((folder / name).exists() for name in names):
                 raise BadInput(f"{folder} holds no {what} ({' or '.join(names)}).", _FIX)
@@ -58,6 +58,7 @@ class Clip:
                     folder,
                     local_files_only=True,
                     dtype=torch.float32,
+                    use_safetensors=True,
                     output_loading_info=True,
                     ignore_mismatched_sizes=True,  # named below
                 )
@@ -77,7 +78,7 @@ class Clip:
         if words > known:
             raise BadInput(f"{folder} has a tokenizer of {words} tokens, and a model that knows {known}.", _FIX)
         self._model: Any = loaded.eval()
-        self.files: Mapping[str, str] = hashes_of([*folder.glob("*.safetensors")] or [*folder.glob("*.bin")])
+        self.files: Mapping[str, str] = hashes_of([*folder.glob("*.safetensors")])
 
     def measure(self, prompt: str, reference: Image.Image, given: Image.Image) -> dict[str, float]:
         """The scores of both pictures, 0..100, and the cosine between the two, -1..1.

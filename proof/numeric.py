@@ -13,7 +13,7 @@ from typing import Any
 
 from ..core.artifact import NOT_RUN, Artifact, Component
 from ..core.device import Device
-from ..core.errors import BadInput, ProofFailed, RuntimeFailure
+from ..core.errors import BadInput, NotFinite, ProofFailed
 from ..core.machine import LIBRARIES, describe_host, versions_of
 from ..core.progress import Event, Report, silent
 from ..core.registry import load_runtime, runtime_for
@@ -58,9 +58,9 @@ def prove_numbers(
             "Give the source that this artifact was exported from.",
         )
     seen = evidence if evidence is not None else Evidence()
-    components = dict(artifact.components)
     # the figures of an earlier proof say nothing of this one
-    kept = {k: v for k, v in artifact.proof.items() if k not in ("status", "what")}
+    components = {n: replace(c, proof={**c.proof, "numeric": NOT_RUN}) for n, c in artifact.components.items()}
+    kept = {k: v for k, v in artifact.proof.items() if k not in ("status", "what", "peak_memory_mb")}
     where = {"machine": describe_host(), "versions": versions_of(LIBRARIES)}
     try:
         with peak_memory() as peak:
@@ -78,9 +78,7 @@ def prove_numbers(
                 whole = compare_labels(*sides, tolerance, report, seen)
             else:
                 whole = compare_images(*sides, tolerance, report, measures, seen)
-    except (ProofFailed, RuntimeFailure) as exc:
-        if not is_verdict(exc):
-            raise
+    except (ProofFailed, NotFinite) as exc:
         kept |= {k: NOT_RUN for k in ("images", "labels") if k in kept}
         proof = {**kept, **seen.whole, **where, "status": "failed", "what": exc.what}
         seen.artifact = replace(artifact, components=components, proof=proof)
@@ -88,15 +86,6 @@ def prove_numbers(
     proof = {**kept, **whole, **where, "peak_memory_mb": round(peak["bytes"] / 1e6)}
     seen.artifact = replace(artifact, components=components, proof=proof)
     return seen.artifact
-
-
-def is_verdict(exc: ProofFailed | RuntimeFailure) -> bool:
-    """Whether it says something of the artifact.
-
-    A pipeline raises RuntimeFailure itself where a component gives NaN; a library's own failure, as where there is no
-    memory, proves nothing.
-    """
-    return isinstance(exc, ProofFailed) or exc.__cause__ is None
 
 
 def _component(component: Component, reference: Component) -> tuple[Component, list[Parity]]:
@@ -151,11 +140,12 @@ def compared(component: Component, reference: Component, checks: Sequence[Sizes]
 def summary(found: Sequence[Parity], reference: str) -> dict[str, Any]:
     """The worst of several comparisons, and all of them; None for what is no number."""
     worst = max(found, key=lambda p: p.relative)
-    finite = [p.snr_db for p in found if math.isfinite(p.snr_db)]
     figures = {"max_abs": worst.max_abs, "relative": worst.relative, "cosine": min(p.cosine for p in found)}
+    numbers = all(math.isfinite(p.max_abs) for p in found)  # of NaN there is no least
+    finite = [p.snr_db for p in found if math.isfinite(p.snr_db)] if numbers else []
     return {
         "reference": reference,
-        **{k: v if math.isfinite(v) else None for k, v in figures.items()},
+        **{k: v if numbers and math.isfinite(v) else None for k, v in figures.items()},
         "snr_db": min(finite) if finite else None,
         "outputs": [p.to_json() for p in found],
     }

@@ -80,7 +80,7 @@ def compare_images(
 
     Raises:
         ProofFailed: the pictures differ by more than the tolerance, or one is of one plain colour.
-        RuntimeFailure: a component gives NaN; names it.
+        NotFinite: a component gives NaN; names it.
     """
     sides = []
     for number, opened in enumerate((reference, given)):

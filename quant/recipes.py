@@ -84,11 +84,11 @@ RECIPES = {
         Recipe("fp32", "float32", "float32", buys="the source's own numbers"),
         Recipe(
             "int8-weights", "int8", "float32", _MAIN, min_psnr=40, min_agreement=0.99,
-            buys="a quarter of float32's disk and less memory, at about float32's speed",
+            buys="a quarter of float32's disk, and less memory",
         ),
         Recipe(
             "int4-weights", "int4", "float32", _MAIN, group=64, min_psnr=25, min_agreement=0.95,
-            buys="a seventh of float32's disk and less memory, at about float32's speed",
+            buys="a sixth of float32's disk, and less memory",
         ),
         Recipe(
             "nf4-weights", "nf4", "float32", _MAIN, group=64, min_psnr=25, min_agreement=0.95,
@@ -101,7 +101,7 @@ RECIPES = {
         Recipe(
             "int8-static", "int8", "int8", _DENOISERS, calibrated=True, samples=64, min_psnr=25,
             min_agreement=0.99,
-            buys="time on processors with int8 dot products, and a quarter of float32's disk; needs calibration",
+            buys="time where there are int8 dot products, memory, a quarter of float32's disk; needs calibration",
         ),
         Recipe(
             "int8-hybrid", "int8", "int8+float32", _DENOISERS, calibrated=True, samples=64, min_psnr=25,

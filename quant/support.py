@@ -2,8 +2,8 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterable
-from dataclasses import dataclass
+from collections.abc import Iterable, Mapping
+from dataclasses import dataclass, field
 
 from ..core.errors import UsageError
 from ..core.machine import cpu_info
@@ -30,11 +30,28 @@ _REFUSED: dict[str, dict[str, str]] = {
 }
 
 
+# recipe -> target -> shares of float32's, of `WHAT_WAS_MEASURED` (`make bench`, docs/bench.md)
+MEASURED: dict[str, dict[str, dict[str, float]]] = {
+    "int8-weights": {
+        "onnx": {"disk": 0.27, "memory": 0.55, "time": 1.36},
+        "openvino": {"disk": 0.27, "memory": 0.79, "time": 1.01},
+    },
+    "int4-weights": {"onnx": {"disk": 0.16, "memory": 0.43, "time": 1.51}},
+    "nf4-weights": {"openvino": {"disk": 0.16, "memory": 0.76, "time": 0.92}},
+    "int8-static": {
+        "onnx": {"disk": 0.27, "memory": 0.35, "time": 0.40},
+        "openvino": {"disk": 0.27, "memory": 0.35, "time": 0.37},
+    },
+}
+WHAT_WAS_MEASURED = "Stable Diffusion 1.5's UNet on two cores with VNNI"
+
+
 @dataclass(frozen=True)
 class Cell:
     """One cell of the support matrix.
 
     why: the reason for a no. buys: what the recipe is for there. here: what speaks against it on this machine.
+    measured: shares of float32's disk, memory and time, where they were; see `WHAT_WAS_MEASURED`.
     """
 
     recipe: str
@@ -43,6 +60,7 @@ class Cell:
     why: str
     buys: str
     here: tuple[str, ...] = ()
+    measured: Mapping[str, float] = field(default_factory=dict)
 
 
 def matrix() -> list[Cell]:
@@ -60,7 +78,8 @@ def cell(recipe: Recipe, target: str) -> Cell:
         buys = "less disk and memory, at more than float32's time; for those who stay with PyTorch"
     if recipe.lossless:
         buys = recipe.buys
-    return Cell(recipe.id, target, True, "", buys, tuple(slower_here(recipe, target)))
+    measured = MEASURED.get(recipe.name, {}).get(target, {})
+    return Cell(recipe.id, target, True, "", buys, tuple(slower_here(recipe, target)), measured)
 
 
 def check_target(recipe: Recipe, target: str) -> None:

@@ -96,7 +96,10 @@ def recipes() -> dict[str, Any]:
         found[name] = {
             "buys": recipe.buys,
             "here": list(dict.fromkeys(line for c in cells.values() for line in c.here)),
-            "targets": {target: {"runs": c.runs, "why": c.why, "buys": c.buys} for target, c in cells.items()},
+            "targets": {
+                target: {"runs": c.runs, "why": c.why, "buys": c.buys, "measured": dict(c.measured)}
+                for target, c in cells.items()
+            },
         }
     return found
 

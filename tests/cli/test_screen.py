@@ -86,10 +86,15 @@ def test_an_answer_goes_to_stdout_and_an_error_to_stderr(capsys: pytest.CaptureF
 
 def test_recipes_say_where_they_run_and_what_speaks_against_them(capsys: pytest.CaptureFixture[str]) -> None:
     no = {"runs": False, "why": "It has none: use another.", "buys": ""}
-    targets = {"onnx": {"runs": True, "why": "", "buys": "disk"}, "openvino": no, "coreml": no}
+    shares = {"disk": 0.25, "memory": 0.5, "time": 1.25}
+    targets = {"onnx": {"runs": True, "why": "", "buys": "disk", "measured": shares}, "openvino": no, "coreml": no}
     screen.print_recipes({"int3": {"buys": "disk", "here": ["int3 gains nothing."], "targets": targets}})
     out = capsys.readouterr().out
-    assert next(line for line in out.splitlines() if "int3" in line).split() == ["int3", "yes", "no", "no", "disk"]
+    first, second = (
+        line.split() for line in out.splitlines() if line.strip().startswith("int3 ") and "not on" not in line
+    )
+    assert first == ["int3", "yes", "no", "no", "disk"]
+    assert second == ["int3", "onnx", "0.25", "0.50", "1.25"]
     assert out.splitlines()[-2:] == [
         "int3 not on openvino and coreml: It has none: use another.", "on this machine: int3 gains nothing."
     ]  # fmt: skip

@@ -179,8 +179,11 @@ def test_an_openvino_tokenizer_is_let_in_as_a_file_beside_and_as_nothing_else(ro
     name = "tokenizer/openvino_tokenizer.bin"
     (root / "tokenizer").mkdir()
     (root / name).write_bytes(b"x")
+    (root / "tokenizer/openvino_tokenizer.xml").write_bytes(b"x")
     row = {"path": name, "bytes": 1, "sha256": None}
-    Artifact.load(edited(root, lambda d: d.update(files=[row])))
+    graph = row | {"path": "tokenizer/openvino_tokenizer.xml"}
+    Artifact.load(edited(root, lambda d: d.update(files=[row, graph])))
+    refused(edited(root, lambda d: d.update(files=[row])), "may be a pickle")
     (root / name).rename(root / "tokenizer/tokenizer.bin")
     refused(edited(root, lambda d: d.update(files=[row | {"path": "tokenizer/tokenizer.bin"}])), "may be a pickle")
     (root / WEIGHTS).rename(root / name)

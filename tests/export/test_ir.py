@@ -274,3 +274,16 @@ def test_a_constant_that_did_not_reach_the_file_is_named(
     monkeypatch.setattr(ir, "save_ir", failing)
     with pytest.raises(ProofFailed, match=r"Constant .* in .*openvino_model.xml is not what was written"):
         write_ir(float_encoder, tmp_path)
+
+
+def test_a_timestep_of_any_length_is_left_as_it_is(component: Callable[..., Component], tmp_path: Path) -> None:
+    import onnx
+
+    given = component([helper.make_node("Abs", ["x"], ["y"])], {}, given=("steps",), rank=1)
+    model = onnx.load(str(given.graph_path))
+    model.graph.input[0].name = model.graph.node[0].input[0] = "timestep"
+    onnx.save(model, str(given.graph_path))
+    made = write_ir(replace(given, inputs={"timestep": given.inputs["x"]}), tmp_path / "out")
+    session = load_runtime("openvino").open(made, Device("cpu"), Options())
+    np.testing.assert_array_equal(session.run({"timestep": np.float32([-1, 2.5])})["y"], np.float32([1, 2.5]))
+    session.close()

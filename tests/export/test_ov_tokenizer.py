@@ -6,6 +6,7 @@ With it, see tests/optimum/test_openvino_peers.py.
 from __future__ import annotations
 
 import importlib.util
+import shutil
 from pathlib import Path
 
 import pytest
@@ -39,6 +40,15 @@ def test_what_genai_does_not_open_anyway_gets_no_note(to: str, emotions_artifact
 
     job = CompileJob(Artifact.load(emotions_artifact), tmp_path / "out", to, recipe("int8-weights"), verify=False)
     assert not any("GenAI" in note for note in job.run().notes)
+
+
+@without
+def test_those_of_the_source_do_not_stay_where_none_are_made(diffusion_artifact: Path, tmp_path: Path) -> None:
+    shutil.copytree(diffusion_artifact / "tokenizer", tmp_path / "tokenizer")
+    for ending in ("xml", "bin"):
+        (tmp_path / f"tokenizer/openvino_tokenizer.{ending}").write_bytes(b"of other tokens")
+    assert len(write_ov_tokenizers(tmp_path)) == 1
+    assert not list(tmp_path.rglob("openvino_tokenizer*"))
 
 
 def test_a_folder_without_a_tokenizer_is_left_alone(tmp_path: Path) -> None:

@@ -223,6 +223,24 @@ def test_signed_integers_are_the_same_numbers(component: Callable[..., Component
     np.testing.assert_array_equal(got, right)
 
 
+def test_unsigned_weights_are_left_as_they_are(component: Callable[..., Component]) -> None:
+    """Their numbers would have to change with their zero point."""
+    import onnx_ir as ir
+
+    from vitrify.export.signed import make_signed
+
+    nodes = [
+        helper.make_node("DequantizeLinear", ["w", "scale", "zero"], ["d"]),
+        helper.make_node("MatMul", ["x", "d"], ["y"]),
+    ]
+    constants = {"w": np.ones((64, 8), np.uint8), "scale": np.float32(0.1), "zero": np.array(128, np.uint8)}
+    model = ir.load(component(nodes, {}, constants).graph_path)
+    make_signed(model)
+    assert {n: v.dtype.name for n, v in model.graph.initializers.items()} == {
+        "w": "UINT8", "scale": "FLOAT", "zero": "UINT8",
+    }  # fmt: skip
+
+
 def test_ranges_come_from_the_samples(nncf: None, component: Callable[..., Component], tmp_path: Path) -> None:
     rng = np.random.default_rng(0)
     weight = rng.standard_normal((96, 64)).astype(np.float32)

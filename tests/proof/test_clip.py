@@ -114,6 +114,7 @@ def fewer_words(folder: Path) -> None:
         (lambda f: (f / "config.json").write_text("[]"), "cannot be read as a model's config"),
         (lambda f: (f / "config.json").write_text('{"model_type": "bert"}'), "of the type 'bert', not 'clip'"),
         (lambda f: (f / "model.safetensors").unlink(), "holds no weights"),
+        (lambda f: (f / "model.safetensors").rename(f / "pytorch_model.bin"), "holds no weights as safetensors"),
         (lambda f: (f / "model.safetensors").write_bytes(b"x" * 64), "does not open as a CLIP model"),
         (lambda f: (f / "tokenizer.json").unlink(), "holds no tokenizer"),
         (lambda f: (f / "tokenizer.json").write_text("{"), "does not open as a CLIP model"),

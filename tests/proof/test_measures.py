@@ -3,13 +3,14 @@
 from __future__ import annotations
 
 import shutil
+import sys
 from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
 import pytest
 
-from vitrify.core.errors import BadInput, UsageError
+from vitrify.core.errors import BadInput, MissingDependency, UsageError
 from vitrify.core.progress import Event
 from vitrify.export.verify import verify_artifact
 
@@ -36,6 +37,16 @@ def test_verify_measures_what_it_is_given(
     assert "torchao" not in done.err, "no library's chatter"
     before, after = (sorted(p.name for p in root.rglob("*")) for root in (diffusion_artifact, copy))
     assert after == before, "what is compared with another artifact is not written into this one"
+
+
+@pytest.mark.parametrize("library", ["torch", "transformers"])
+def test_a_missing_library_is_named_with_its_extra(
+    diffusion_artifact: Path, clip_folder: Path, monkeypatch: pytest.MonkeyPatch, library: str
+) -> None:
+    monkeypatch.setitem(sys.modules, library, None)
+    with pytest.raises(MissingDependency, match=library) as caught:
+        verify_artifact(diffusion_artifact, str(diffusion_artifact), clip=clip_folder)
+    assert "vitrify[export]" in caught.value.fix
 
 
 @pytest.mark.parametrize("option", ["lpips", "clip"])

@@ -16,12 +16,13 @@ import pytest
 from PIL import Image
 
 from vitrify.core.artifact import Artifact, WeightFile, hash_file
-from vitrify.core.errors import BadInput, ProofFailed, RuntimeFailure
+from vitrify.core.errors import BadInput, NotFinite, ProofFailed, RuntimeFailure, VitrifyError
 from vitrify.export.job import find_source
 from vitrify.export.reference import reference_artifact
 from vitrify.export.verify import verify_artifact
+from vitrify.proof import numeric
 from vitrify.proof.evidence import Evidence
-from vitrify.proof.numeric import is_verdict, peak_memory, prove_numbers
+from vitrify.proof.numeric import peak_memory, prove_numbers
 from vitrify.proof.quality import psnr
 
 pytest.importorskip("torch", reason="needs the extra export")
@@ -154,17 +155,26 @@ def test_a_proof_that_fails_leaves_its_figures(emotions: Path, emotions_source: 
 
 
 @pytest.mark.parametrize(
-    ("exc", "cause", "says"),
+    ("exc", "marked"),
     [
-        (ProofFailed("x", "y"), None, True),
-        (ProofFailed("x", "y"), MemoryError(), True),
-        (RuntimeFailure("unet gives NaN.", "y"), None, True),
-        (RuntimeFailure("onnxruntime failed.", "y"), MemoryError(), False),
+        (ProofFailed("Labels differ.", "y"), True),
+        (NotFinite("model gives NaN.", "y"), True),
+        (RuntimeFailure("No memory is left.", "y"), False),
     ],
 )
-def test_what_a_library_fails_with_is_no_verdict(exc: Any, cause: Exception | None, says: bool) -> None:
-    exc.__cause__ = cause
-    assert is_verdict(exc) is says
+def test_only_what_was_computed_is_a_verdict(
+    emotions: Path, monkeypatch: pytest.MonkeyPatch, exc: VitrifyError, marked: bool
+) -> None:
+    def failing(*given: Any) -> Any:
+        raise exc
+
+    monkeypatch.setattr(numeric, "compare_labels", failing)
+    artifact, seen = Artifact.load(emotions), Evidence()
+    with pytest.raises(type(exc)):
+        prove_numbers(artifact, artifact, evidence=seen)
+    assert (seen.artifact is not None) is marked
+    if seen.artifact is not None:
+        assert (seen.artifact.proof["status"], seen.artifact.proof["what"]) == ("failed", exc.what)
 
 
 def test_a_component_without_numbers_fails_in_valid_json(emotions: Path, emotions_source: Path) -> None:

@@ -18,6 +18,7 @@ from vitrify.core.device import Device
 from vitrify.core.errors import ProofFailed
 from vitrify.core.registry import load_runtime
 from vitrify.core.tensors import Array, DType, TensorSpec
+from vitrify.proof.numeric import summary
 from vitrify.proof.parity import TOLERANCE, compare, parity, require, sample_inputs
 from vitrify.runtimes.base import Options, Placement
 
@@ -227,3 +228,10 @@ def test_a_baked_size_is_caught_at_the_second_size(tmp_path: Path, how: str, sec
     require("net", parity(component, reference, session, [TRACED]))
     with pytest.raises(ProofFailed, match=said):
         require("net", parity(component, reference, session, [TRACED, second]))
+
+
+def test_of_what_holds_no_numbers_there_is_no_least() -> None:
+    good, bad = compare("y", RAMP, RAMP + 1e-7, SIZES), compare("y", RAMP, RAMP * np.nan, SIZES)
+    for found in ([good, bad], [bad, good]):
+        said = summary(found, "torch float32")
+        assert (said["cosine"], said["snr_db"], said["max_abs"]) == (None, None, None)
