@@ -86,6 +86,8 @@ class RuntimeFailure(VitrifyError):
 class NotFinite(RuntimeFailure):
     """A component gave NaN or infinity: not that it could not be run, but what came out."""
 
+    code = "not_finite"
+
 
 class BadArtifact(VitrifyError):
     """An artifact that is damaged, unsafe or newer than this version."""

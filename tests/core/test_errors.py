@@ -22,6 +22,7 @@ EXIT_CODES = {
     "MissingDependency": 4,
     "DeviceError": 5,
     "RuntimeFailure": 5,
+    "NotFinite": 5,
     "BadArtifact": 6,
     "Cancelled": 130,
 }
