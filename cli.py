@@ -14,6 +14,7 @@ from . import screen
 from .arguments import Force, Json, Offline, Revision, Token, Variant, Verify, refuse_source_options
 from .cli_compile import compile
 from .cli_run import classify, generate, use
+from .cli_serve import serve, serve_key
 from .core.errors import BadInput, Cancelled, DiskError, UsageError, VitrifyError
 
 app = typer.Typer(
@@ -173,6 +174,8 @@ def inspect(
 
 app.command()(generate)
 app.command()(classify)
+app.command()(serve)
+app.command("serve-key")(serve_key)
 
 
 @app.command()

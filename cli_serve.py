@@ -1,0 +1,89 @@
+"""The commands that serve: the server, and the keys of its clients."""
+
+from __future__ import annotations
+
+from enum import StrEnum
+from pathlib import Path
+from typing import Annotated, Any
+
+import typer
+
+from . import screen
+from .arguments import Json, Offline, RuntimeOption, Threads
+from .core.errors import MissingDependency
+
+_LIMITS, _SAFETY = "Limits", "Who may call"
+
+
+class Engine(StrEnum):
+    LOCAL = "local"
+    RAY = "ray"
+
+
+def serve(
+    models: Annotated[list[str], typer.Argument(help="Artifacts or models; each is served under its folder's name.")],
+    host: Annotated[str | None, typer.Option(help="Address to listen on; default 127.0.0.1.")] = None,
+    port: Annotated[int | None, typer.Option(help="Default 8000.")] = None,
+    config: Annotated[Path | None, typer.Option(help="TOML file with any of these settings.")] = None,
+    state: Annotated[Path | None, typer.Option(help="Folder of jobs and results.")] = None,
+    device: Annotated[list[str] | None, typer.Option(help="One worker process each; default: the best one.")] = None,
+    runtime: RuntimeOption = None,
+    threads: Threads = 0,
+    queue: Annotated[int | None, typer.Option(help="Jobs that may wait; default 32.", rich_help_panel=_LIMITS)] = None,
+    timeout: Annotated[
+        float | None, typer.Option(help="Seconds that a job may take; default 600.", rich_help_panel=_LIMITS)
+    ] = None,
+    memory_budget: Annotated[
+        int | None, typer.Option(help="Bytes of weights that may be open at once.", rich_help_panel=_LIMITS)
+    ] = None,
+    worker_memory: Annotated[
+        int | None, typer.Option(help="Bytes of memory at which a worker is ended.", rich_help_panel=_LIMITS)
+    ] = None,
+    rate: Annotated[
+        float | None, typer.Option(help="Requests a minute for each client.", rich_help_panel=_LIMITS)
+    ] = None,
+    pin: Annotated[list[str] | None, typer.Option(help="Models that stay open.", rich_help_panel=_LIMITS)] = None,
+    keys: Annotated[
+        Path | None, typer.Option(help="File of keys, as vitrify serve-key writes it.", rich_help_panel=_SAFETY)
+    ] = None,
+    no_keys: Annotated[
+        bool, typer.Option("--no-keys", help="Listen on a public address without keys.", rich_help_panel=_SAFETY)
+    ] = False,
+    engine: Annotated[Engine, typer.Option(help="local, or ray for several machines.")] = Engine.LOCAL,
+    offline: Offline = False,
+    json: Json = False,
+) -> None:
+    """Serve models over HTTP: a page, jobs, and the protocols of Hugging Face, OpenAI, A1111 and Open Inference V2."""
+    try:
+        from .serve.run import run_server
+        from .serve.settings import Settings
+    except ImportError as exc:
+        raise MissingDependency(
+            f"Serving needs {exc.name or exc}, which is not installed.", 'pip install "vitrify[serve]"'
+        ) from exc
+    from .export.resolve import artifact_for
+
+    given: dict[str, Any] = {
+        "host": host, "port": port, "state": state, "device": device, "runtime": runtime, "threads": threads or None,
+        "queue": queue, "timeout": timeout, "memory_budget": memory_budget, "worker_memory": worker_memory,
+        "rate": rate, "pinned": pin, "keys": keys, "no_keys": no_keys or None,
+    }  # fmt: skip
+    settings = Settings.read(config, **given)
+    with screen.progress() as report:
+        folders = [artifact_for(model, offline=True if offline else None, report=report).root for model in models]
+    if engine is Engine.RAY:
+        from .serve.on_ray import run_on_ray  # type: ignore[import-not-found]
+
+        run_on_ray(folders, settings)
+        return
+    run_server(folders, settings, json_logs=json)
+
+
+def serve_key(
+    file: Annotated[Path, typer.Argument(help="The file of keys; made where it is not there.")],
+    name: Annotated[str, typer.Argument(help="Whose key it is.")],
+) -> None:
+    """Make a key for a client of the server, and print it once: the file keeps only its hash."""
+    from .serve.keys import add_key
+
+    print(add_key(file, name))

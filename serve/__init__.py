@@ -1,0 +1,1 @@
+"""Compiled models behind one small server: jobs, workers, protocols and a page."""

@@ -1,0 +1,86 @@
+"""What clients may ask for in JSON, as models that name every field, refuse others and are shown in the OpenAPI."""
+
+from __future__ import annotations
+
+from typing import Annotated, Literal
+
+from pydantic import BaseModel, ConfigDict, Field
+
+from .catalogue import ModelInfo
+from .errors import BadRequest
+from .pictures import checked, from_base64
+from .requests import ClassifyRequest, GenerateRequest
+from .settings import Settings
+
+Side = Annotated[int, Field(ge=8, le=4096)]
+
+
+class Strict(BaseModel):
+    model_config = ConfigDict(extra="forbid")
+
+
+class GenerateBody(Strict):
+    """Pictures from a prompt."""
+
+    kind: Literal["generate"] = "generate"
+    model: str = Field(description="One of GET /v1/models.")
+    prompt: str = Field(max_length=20_000)
+    negative_prompt: str = Field("", max_length=20_000)
+    width: Side | None = None
+    height: Side | None = None
+    steps: int = Field(30, ge=1, le=1000)
+    guidance: float = Field(7.5, ge=0, le=100)
+    seed: int | None = Field(None, ge=0, lt=2**64)
+    scheduler: str | None = Field(None, max_length=64)
+    images: int = Field(1, ge=1, le=16)
+    format: Literal["png", "jpeg", "webp"] = "png"
+    previews: bool = False
+
+    def request(self, info: ModelInfo) -> GenerateRequest:
+        """Raises BadRequest for a size that the model cannot draw."""
+        width, height = self.width or info.size[0], self.height or info.size[1]
+        for name, side in (("width", width), ("height", height)):
+            if info.unit and side % info.unit:
+                near = max(info.unit, round(side / info.unit) * info.unit)
+                raise BadRequest(f"The {name} is {side}, not a multiple of {info.unit}.", f"Give {near}.")
+        given = self.model_dump(include=set(GenerateBody.model_fields) - {"kind", "width", "height"})
+        return GenerateRequest(width=width, height=height, **given)
+
+
+class ClassifyBody(Strict):
+    """Labels of pictures, each as base64."""
+
+    kind: Literal["classify"] = "classify"
+    model: str
+    pictures: list[str] = Field(min_length=1, description="PNG, JPEG or WebP, as base64.")
+    top_k: int | None = Field(5, ge=1)
+    function: Literal["softmax", "sigmoid", "none"] | None = None
+    threshold: float | None = None
+    faces: bool = False
+
+    def request(self, settings: Settings) -> ClassifyRequest:
+        """Raises BadRequest, TooLarge for what is no picture that may be decoded."""
+        if len(self.pictures) > settings.pictures:
+            raise BadRequest(f"{len(self.pictures)} pictures at once; {settings.pictures} are taken.", "Send fewer.")
+        pictures = tuple(checked(from_base64(text), settings.pixels) for text in self.pictures)
+        return ClassifyRequest(
+            pictures=pictures, **self.model_dump(include=set(ClassifyBody.model_fields) - {"kind", "pictures"})
+        )
+
+
+class JobOptions(Strict):
+    """Of a job, whatever it does."""
+
+    priority: int = Field(0, ge=-10, le=10)
+    timeout: float | None = Field(None, gt=0, description="Seconds; the server's own bound holds too.")
+
+
+class GenerateJob(GenerateBody, JobOptions):
+    pass
+
+
+class ClassifyJob(ClassifyBody, JobOptions):
+    pass
+
+
+JobBody = Annotated[GenerateJob | ClassifyJob, Field(discriminator="kind")]

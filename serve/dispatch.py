@@ -1,0 +1,197 @@
+"""Which worker process gets which job, and what is done with what the workers say."""
+
+from __future__ import annotations
+
+import asyncio
+import time
+from collections.abc import Callable, Sequence
+from dataclasses import dataclass, field
+from typing import Any
+
+from .jobs import Job, Problem, State
+from .messages import Began, Cancel, Close, Closed, Failed, Finished, NotOpened, Open, Opened, Run, Stepped, Task
+from .requests import GenerateRequest
+from .supervisor import Supervisor
+from .waiting import Waiting
+from .work import CANCELLED, LANES, STOPPED, Changed, Ended, Limits, NotLoaded, Work, WorkerView
+from .worker import WorkerSettings
+
+_BESIDE = Problem("worker_lost", "The process that ran this job was ended for another one.", "Ask for it again.")
+
+
+@dataclass
+class Hand:
+    """A worker, what it was given by lane, and the models that it holds. blamed: for which job it is being ended."""
+
+    worker: Supervisor
+    running: dict[str, list[Job]] = field(default_factory=lambda: {name: [] for name in LANES})
+    models: dict[str, Opened] = field(default_factory=dict)
+    blamed: Job | None = None
+
+    def jobs(self) -> list[Job]:
+        return [job for lane in self.running.values() for job in lane]
+
+    def remove(self, job: Job) -> None:
+        for jobs in self.running.values():
+            if job in jobs:
+                jobs.remove(job)
+
+
+class Dispatcher(Work):
+    """One process a device. Pictures are drawn one after the other, labels are given between their steps."""
+
+    def __init__(self, workers: Sequence[WorkerSettings], limits: Limits, changed: Changed, ended: Ended) -> None:
+        super().__init__(limits, changed, ended)
+        self.hands = [Hand(Supervisor(one, hear=self._hear, lost=self._lost, memory=limits.memory)) for one in workers]
+        self._by_worker = {id(hand.worker): hand for hand in self.hands}
+        self._loading: dict[str, list[asyncio.Future[Opened]]] = {}
+        self._stopping = False
+
+    def start(self) -> None:
+        for hand in self.hands:
+            hand.worker.start()
+
+    async def stop(self, grace: float) -> None:
+        self._stopping = True
+        await asyncio.gather(*(hand.worker.stop(grace) for hand in self.hands))
+        for hand in self.hands:
+            for job in hand.jobs():
+                self._leave(hand, job, State.INTERRUPTED, STOPPED)
+        for model in list(self._loading):
+            self._loaded(model, lambda future: future.set_exception(NotLoaded(STOPPED)))
+
+    def running(self) -> list[Job]:
+        return [job for hand in self.hands for job in hand.jobs()]
+
+    def workers(self) -> list[WorkerView]:
+        return [
+            WorkerView(
+                hand.worker.settings.device or "auto", hand.worker.ready, hand.worker.resident, hand.worker.restarts,
+                dict(hand.models),
+            )
+            for hand in self.hands
+        ]  # fmt: skip
+
+    @property
+    def ready(self) -> bool:
+        return all(hand.worker.ready for hand in self.hands)
+
+    def cancel(self, job: Job) -> None:
+        for hand in self._with(job):
+            hand.worker.send(Cancel(job.id))
+
+    def kill(self, job: Job, problem: Problem) -> None:
+        for hand in self._with(job):
+            hand.blamed = job
+            hand.worker.kill(problem)
+
+    async def open(self, model: str, *, pinned: bool) -> Opened:
+        """On the first device; many who ask at once load it once."""
+        hand = self.hands[0]
+        if model in hand.models and not pinned:
+            return hand.models[model]
+        future: asyncio.Future[Opened] = asyncio.get_running_loop().create_future()
+        self._loading.setdefault(model, []).append(future)
+        hand.worker.send(Open(model, pinned))  # the worker has it open but once
+        return await future
+
+    def close(self, model: str) -> None:
+        for hand in self.hands:
+            if model in hand.models:
+                hand.worker.send(Close(model))
+
+    def pump(self) -> None:
+        """Give every worker that is free in a lane what waits there; first to one that has the model open."""
+        if self._stopping:
+            return
+        for name, lane in self.lanes.items():
+            while len(lane):
+                free = [hand for hand in self.hands if hand.worker.ready and not hand.running[name]]
+                if not free:
+                    break
+                jobs = self._next(lane)
+                hand = next((one for one in free if jobs[0].model in one.models), free[0])
+                hand.running[name] = jobs
+                hand.worker.send(Run(tuple(Task(job.id, job.request) for job in jobs)))
+
+    def _next(self, lane: Waiting) -> list[Job]:
+        """The job whose turn it is, with those that can be done in the same call."""
+        first = lane.pop()
+        assert first is not None
+        if isinstance(first.request, GenerateRequest):
+            return [first]
+        alike = _alike(first)
+        return [first, *lane.take(lambda job: _alike(job) == alike, self.limits.batch - first.request.cost)]
+
+    def _with(self, job: Job) -> list[Hand]:
+        return [hand for hand in self.hands if job in hand.jobs()]
+
+    def _hear(self, worker: Supervisor, message: Any) -> None:
+        hand = self._by_worker[id(worker)]
+        given = {job.id: job for job in hand.jobs()}
+        if isinstance(message, Began):
+            for job in [given[id] for id in message.ids if id in given]:
+                if job.started is None:
+                    job.state, job.started = State.RUNNING, time.time()
+                    self.changed("started", job)
+        elif isinstance(message, Stepped) and message.id in given:
+            job = given[message.id]
+            job.step, job.steps = message.step, message.steps
+            job.eta = (message.steps - message.step) * message.seconds
+            job.preview = message.preview or job.preview
+            self.changed("step", job)
+        elif isinstance(message, Finished) and message.id in given:
+            job = given[message.id]
+            job.result = message.result
+            self.rates.done(job, job.request.cost, message.seconds)
+            self._leave(hand, job, State.SUCCEEDED, None)
+        elif isinstance(message, Failed) and message.id in given:
+            cancelled = message.problem.code == "cancelled"
+            self._leave(hand, given[message.id], State.CANCELLED if cancelled else State.FAILED, message.problem)
+        elif isinstance(message, Opened):
+            hand.models[message.model] = message
+            self._loaded(message.model, lambda future: future.set_result(message))
+        elif isinstance(message, Closed):
+            hand.models.pop(message.model, None)
+        elif isinstance(message, NotOpened):
+            problem = message.problem
+            self._loaded(message.model, lambda future: future.set_exception(NotLoaded(problem)))
+        self.pump()
+
+    def _lost(self, worker: Supervisor, reason: Problem) -> None:
+        """A worker ended: what it had not begun waits again, and so, once and alone, does what shared a call.
+
+        The rest fails with the reason.
+        """
+        hand = self._by_worker[id(worker)]
+        hand.models.clear()
+        for model in list(self._loading):
+            self._loaded(model, lambda future: future.set_exception(NotLoaded(reason)))
+        blamed, hand.blamed = hand.blamed, None
+        for name, jobs in hand.running.items():
+            together = name == "quick" and len(jobs) > 1
+            for job in list(jobs):
+                if job.cancelled:
+                    self._leave(hand, job, State.CANCELLED, CANCELLED)
+                elif job.started is None or (together and job is not blamed):
+                    job.alone, job.started, job.state = job.alone or together, None, State.QUEUED
+                    jobs.remove(job)
+                    self.lanes[name].push(job)
+                else:
+                    self._leave(hand, job, State.FAILED, reason if blamed in (None, job) else _BESIDE)
+
+    def _loaded(self, model: str, told: Callable[[asyncio.Future[Opened]], None]) -> None:
+        for future in self._loading.pop(model, []):
+            if not future.done():
+                told(future)
+
+    def _leave(self, hand: Hand, job: Job, state: State, problem: Problem | None) -> None:
+        hand.remove(job)
+        self.ended(job, state, problem)
+
+
+def _alike(job: Job) -> tuple[Any, ...]:
+    """Jobs for which this is the same can be labelled in one call; tensors are inferred one by one."""
+    given = {k: v for k, v in vars(job.request).items() if k not in ("pictures", "tensors")}
+    own = job.id if job.kind == "infer" or job.alone else ""
+    return (job.kind, *sorted(given.items(), key=lambda item: item[0]), own)

@@ -1,0 +1,97 @@
+"""What the protocols share: bodies read strictly, refused in words that name the field, and made into requests."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from typing import Any, TypeVar
+
+from pydantic import BaseModel, ConfigDict, ValidationError
+
+from ..pipelines.schedulers import scheduler_names
+from .asked import GenerateBody
+from .catalogue import ModelInfo
+from .core import JobCore
+from .errors import BadRequest, Unsupported
+from .requests import GenerateRequest
+
+M = TypeVar("M", bound=BaseModel)
+_SAID = 5  # of the things that are wrong with a body
+_LONGEST = 80  # characters of a field's name that are repeated
+
+
+class Exact(BaseModel):
+    """No other fields, and no types that would have to be converted."""
+
+    model_config = ConfigDict(extra="forbid", strict=True)
+
+
+class BadField(BadRequest):
+    """A field that makes no sense. param: its name; None for the body as a whole."""
+
+    def __init__(self, what: str, fix: str, param: str | None = None) -> None:
+        super().__init__(what, fix)
+        self.param = param
+
+
+def read(kind: type[M], given: Mapping[str, Any], names: Mapping[str, str] | None = None) -> M:
+    """A body as its model.
+
+    Args:
+        names: the model's name of a field -> the client's, where they differ.
+
+    Raises:
+        BadField: says of each field what is wrong with it.
+    """
+    try:
+        return kind.model_validate(given)
+    except ValidationError as exc:
+        errors = exc.errors(include_url=False, include_context=False, include_input=False)
+        where = [_where(error["loc"], names or {}) for error in errors[:_SAID]]
+        said = "; ".join(f"{place or 'body'}: {error['msg']}" for place, error in zip(where, errors, strict=False))
+        more = f" (and {len(errors) - _SAID} more)" if len(errors) > _SAID else ""
+        raise BadField(f"{said}{more}.", "See /docs for the fields.", where[0] or None) from exc
+
+
+def _where(path: tuple[int | str, ...], names: Mapping[str, str]) -> str:
+    said = ".".join(names.get(str(part), str(part)) for part in path)
+    return said.encode("utf-8", "backslashreplace").decode()[:_LONGEST]  # half a surrogate pair cannot be sent back
+
+
+def drawer(core: JobCore, name: str | None) -> ModelInfo:
+    """The model of this name, which can draw; without a name the first that can.
+
+    Raises:
+        UnknownModel: there is none of this name. Unsupported: it does not draw, or none does.
+    """
+    if name is not None:
+        info = core.model(name)
+        if GenerateRequest.kind not in info.kinds:
+            raise Unsupported(f"{name} does not draw pictures.", f"It can {' and '.join(info.kinds)}.")
+        return info
+    for info in core.models.values():
+        if GenerateRequest.kind in info.kinds:
+            return info
+    raise Unsupported("None of the models that are served draws pictures.", "Serve one that does.")
+
+
+def to_draw(info: ModelInfo, given: Mapping[str, Any], names: Mapping[str, str]) -> GenerateRequest:
+    """What to draw, with the native API's defaults and bounds; fields that are None count as not given.
+
+    Raises:
+        BadField, BadRequest: a field is out of its bounds, or a size is none that the model can draw.
+    """
+    if given.get("scheduler") not in (None, *scheduler_names()):
+        raise BadField(
+            f"There is no scheduler {given['scheduler']!r:.80}.",
+            f"Choose one of: {', '.join(scheduler_names())}.",
+            names.get("scheduler", "scheduler"),
+        )
+    fields = {name: value for name, value in given.items() if value is not None}
+    request = read(GenerateBody, {"model": info.name, **fields}, names).request(info)
+    if request.seed is not None and request.seed + request.images > 2**64:
+        raise BadField(
+            f"The seed {request.seed} is too large for {request.images} pictures, for it grows by 1.",
+            "Give a smaller one.",
+            names.get("seed", "seed"),
+        )
+    return request

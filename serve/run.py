@@ -1,0 +1,134 @@
+"""The server process: settings to a running application, and how it ends."""
+
+from __future__ import annotations
+
+import asyncio
+import socket
+import sys
+from collections.abc import Callable, Coroutine, Sequence
+from functools import partial
+from pathlib import Path
+from types import FrameType
+from typing import Any
+
+import uvicorn
+from platformdirs import user_state_path
+
+from ..core.errors import UsageError
+from ..runtimes.base import Options
+from .app import create_app
+from .catalogue import catalogue
+from .core import JobCore
+from .dispatch import Dispatcher
+from .logs import set_up_logs
+from .settings import Settings
+from .work import Limits
+from .worker import WorkerSettings
+
+_BACKLOG = 2048  # connections that may wait to be taken
+_LAST = 3  # seconds that connections have to close once the jobs are done
+_HEADERS = 64 * 1024  # bytes
+
+
+def make_core(folders: Sequence[Path], settings: Settings, state: Path) -> JobCore:
+    """The job core for these artifacts.
+
+    Raises:
+        UsageError, BadInput, BadArtifact: what cannot be served.
+    """
+    models = catalogue(folders)
+    paths = {name: info.path for name, info in models.items()}
+    devices: list[str | None] = [*settings.device] or [None]
+    workers = [
+        WorkerSettings(
+            paths,
+            device=device,
+            runtime=settings.runtime,
+            options=Options(threads=settings.threads),
+            budget=settings.memory_budget,
+            batch=settings.batch,
+        )
+        for device in devices
+    ]
+    limits = Limits(
+        settings.queue, settings.queue_seconds, settings.timeout, settings.batch, settings.worker_memory,
+        settings.age, settings.size,
+    )  # fmt: skip
+    return JobCore(models, state, limits, partial(Dispatcher, workers), tuple(settings.pinned))
+
+
+def run_server(folders: Sequence[Path], settings: Settings, *, json_logs: bool = False) -> None:
+    """Serve until SIGTERM or Ctrl-C; what runs then may finish within `settings.grace`.
+
+    Raises:
+        UsageError: the address is taken or not this machine's; another server has the state's folder. And what
+            `make_core` raises.
+    """
+    with bound(settings.host, settings.port) as listening:
+        port = int(listening.getsockname()[1])
+        core = make_core(folders, settings, settings.state or default_state(port))
+        set_up_logs(as_json=json_logs)
+        host = f"[{settings.host}]" if ":" in settings.host else settings.host
+        asyncio.run(_serve(core, settings, listening, f"http://{host}:{port}"))
+
+
+async def _serve(core: JobCore, settings: Settings, listening: socket.socket, address: str) -> None:
+    config = uvicorn.Config(
+        create_app(core, settings),
+        lifespan="off",
+        log_config=None,
+        access_log=False,
+        server_header=False,
+        timeout_graceful_shutdown=_LAST,
+        h11_max_incomplete_event_size=_HEADERS,
+        ws_max_size=_HEADERS,
+    )
+    await core.start()
+    try:
+        print(f"{address}  {', '.join(core.models)}", file=sys.stderr, flush=True)
+        await Server(config, lambda: core.stop(settings.grace)).serve([listening])
+    finally:
+        await core.stop(0)
+
+
+def bound(host: str, port: int) -> socket.socket:
+    """A socket that listens there. Raises UsageError."""
+    try:
+        family, kind, protocol, _, address = socket.getaddrinfo(host, port, type=socket.SOCK_STREAM)[0]
+        made = socket.socket(family, kind, protocol)
+        made.setsockopt(socket.SOL_SOCKET, socket.SO_REUSEADDR, 1)
+        made.bind(address)
+        made.listen(_BACKLOG)
+    except OSError as exc:
+        raise UsageError(f"{host}:{port} cannot be listened on: {exc}.", "Give another --port or --host.") from exc
+    return made
+
+
+def default_state(port: int) -> Path:
+    """Where a server on this port keeps its jobs, unless it is told."""
+    return user_state_path("vitrify") / "serve" / str(port)
+
+
+class Server(uvicorn.Server):
+    """uvicorn's, which lets the jobs finish before it closes its connections, and goes on to answer meanwhile.
+
+    A second signal ends it at once.
+    """
+
+    def __init__(self, config: uvicorn.Config, drain: Callable[[], Coroutine[Any, Any, None]]) -> None:
+        super().__init__(config)
+        self._drain = drain
+        self._asked = False
+        self._draining: asyncio.Task[None] | None = None
+
+    def handle_exit(self, sig: int, frame: FrameType | None) -> None:
+        """Of a signal."""
+        self.should_exit = self.force_exit = self._asked
+        self._asked = True
+
+    async def on_tick(self, counter: int) -> bool:
+        """Ten times a second: whether to end."""
+        if self._asked and self._draining is None:
+            self._draining = asyncio.create_task(self._drain())
+        drained = self._draining is not None and self._draining.done()
+        return await super().on_tick(counter) or drained

@@ -1,0 +1,278 @@
+"""The process that holds the models of one device and runs jobs, one after the other.
+
+Between two steps of a picture it looks at its pipe: a job is cancelled within a step, and classifications do not wait
+for the picture to be done.
+"""
+
+from __future__ import annotations
+
+import contextlib
+import os
+import queue
+import signal
+import threading
+import time
+from collections import deque
+from collections.abc import Mapping
+from dataclasses import dataclass, field
+from io import BytesIO
+from multiprocessing.connection import Connection
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+from PIL import Image
+
+from ..core.errors import Cancelled, VitrifyError
+from ..pipelines.images import open_image
+from ..runtimes.base import Options
+from .jobs import Picture, Problem, Result
+from .messages import (
+    Began,
+    Cancel,
+    Close,
+    Closed,
+    Failed,
+    Finished,
+    NotOpened,
+    Open,
+    Opened,
+    Run,
+    Started,
+    Stepped,
+    Stop,
+    Task,
+)
+from .models import Models
+from .previews import Preview
+from .requests import ClassifyRequest, GenerateRequest, InferRequest
+
+_QUALITY = {"jpeg": 95, "webp": 90}
+
+
+@dataclass(frozen=True)
+class WorkerSettings:
+    """What a worker is started with. paths: model -> folder. budget: bytes of weights. batch: pictures at once.
+
+    nice: how far it steps back for the server, which must answer while it computes.
+    """
+
+    paths: Mapping[str, Path]
+    device: str | None = None
+    runtime: str | None = None
+    options: Options = field(default_factory=Options)
+    budget: int = 0
+    batch: int = 32
+    nice: int = 5
+
+
+def main(pipe: Connection, settings: WorkerSettings) -> None:
+    """The process's own main function: runs until it is told to stop, or the server is gone."""
+    signal.signal(signal.SIGINT, signal.SIG_IGN)  # Ctrl-C reaches the whole group; the server says when to end
+    signal.signal(signal.SIGTERM, signal.SIG_DFL)
+    os.nice(settings.nice)
+    Image.MAX_IMAGE_PIXELS = None  # the server has checked the sizes
+    with contextlib.suppress(BrokenPipeError, ConnectionResetError):  # the server is gone
+        Worker(pipe, settings).work()
+
+
+class Worker:
+    """Jobs in their order. A thread of its own reads the pipe, so that the server never waits to be heard."""
+
+    def __init__(self, pipe: Connection, settings: WorkerSettings) -> None:
+        self._pipe, self._settings = pipe, settings
+        self._models = Models(
+            settings.paths,
+            device=settings.device,
+            runtime=settings.runtime,
+            options=settings.options,
+            budget=settings.budget,
+            opened=lambda *given: pipe.send(Opened(*given)),
+            closed=lambda *given: pipe.send(Closed(*given)),
+        )
+        self._previews: dict[str, Preview] = {}
+        self._inbox: queue.SimpleQueue[Any] = queue.SimpleQueue()
+        self._waiting: deque[Run | Open | Close] = deque()
+        self._known: set[str] = set()  # jobs that wait here or run
+        self._cancelled: set[str] = set()
+        self._stopping = False
+
+    def work(self) -> None:
+        threading.Thread(target=self._listen, daemon=True, name="from server").start()
+        self._pipe.send(Started(self._settings.device or "auto"))
+        while True:
+            self._read(wait=not self._waiting and not self._stopping)
+            if not self._waiting:
+                if self._stopping:
+                    break
+                continue
+            self._do(self._waiting.popleft())
+        self._models.close_all()
+
+    def _listen(self) -> None:
+        """In a thread: everything that the server says. Without a server there is nothing left to do."""
+        try:
+            while True:
+                self._inbox.put(self._pipe.recv())
+        except (EOFError, OSError):
+            os._exit(1)
+
+    def _read(self, wait: bool = False) -> None:
+        """Take in what has come."""
+        while wait or not self._inbox.empty():
+            wait = False
+            message = self._inbox.get()
+            if isinstance(message, Cancel):
+                if message.id in self._known:
+                    self._cancelled.add(message.id)
+            elif isinstance(message, Stop):
+                self._stopping = True
+            else:
+                if isinstance(message, Run):
+                    self._known.update(task.id for task in message.tasks)
+                self._waiting.append(message)
+
+    def _do(self, message: Run | Open | Close) -> None:
+        if isinstance(message, Close):
+            self._previews.pop(message.model, None)
+            self._models.close(message.model)
+        elif isinstance(message, Open):
+            try:
+                self._models.get(message.model, pinned=message.pinned)
+            except Exception as exc:
+                self._pipe.send(NotOpened(message.model, problem_of(exc)))
+        else:
+            self._run([task for task in message.tasks if not self._is_cancelled(task)])
+
+    def _run(self, tasks: list[Task]) -> None:
+        if not tasks:
+            return
+        start = time.perf_counter()
+        self._pipe.send(Began(tuple(task.id for task in tasks)))
+        opened = False
+        try:
+            pipeline = self._models.get(tasks[0].request.model)
+            opened = True
+            results = self._results(pipeline, tasks)
+        except Exception as exc:
+            if opened and len(tasks) > 1 and not isinstance(exc, MemoryError):
+                for task in tasks:  # one bad picture must not fail the others
+                    self._run([task])
+                return
+            for task in tasks:
+                self._ended(task.id, Failed(task.id, problem_of(exc)))
+            return
+        seconds = (time.perf_counter() - start) / len(tasks)
+        for task, result in zip(tasks, results, strict=True):
+            self._ended(task.id, Finished(task.id, result, seconds))
+
+    def _ended(self, id: str, message: Finished | Failed) -> None:
+        self._known.discard(id)
+        self._cancelled.discard(id)
+        self._pipe.send(message)
+
+    def _results(self, pipeline: Any, tasks: list[Task]) -> list[Result]:
+        request = tasks[0].request
+        if isinstance(request, GenerateRequest):
+            return [self._drawn(pipeline, task.id, request) for task in tasks]
+        if isinstance(request, ClassifyRequest):
+            return self._labelled(pipeline, [t.request for t in tasks if isinstance(t.request, ClassifyRequest)])
+        return [self._inferred(pipeline, t.request) for t in tasks if isinstance(t.request, InferRequest)]
+
+    def _drawn(self, pipeline: Any, id: str, request: GenerateRequest) -> Result:
+        preview = self._preview(request.model, pipeline) if request.previews else None
+        before, last = time.perf_counter(), None
+
+        def on_step(step: Any) -> None:
+            nonlocal before, last
+            last, now = step.latents, time.perf_counter()
+            shown = preview.draw(step.latents) if preview is not None else None
+            self._pipe.send(Stepped(id, step.number, step.total, now - before, shown))
+            before = now
+
+        def cancelled() -> bool:
+            nonlocal before
+            start = time.perf_counter()
+            self._between()
+            before += time.perf_counter() - start  # what others took is no part of the step
+            return id in self._cancelled
+
+        result = pipeline.generate(
+            request.prompt,
+            negative_prompt=request.negative_prompt,
+            width=request.width,
+            height=request.height,
+            steps=request.steps,
+            guidance=request.guidance,
+            seed=request.seed,
+            scheduler=request.scheduler,
+            batch=request.images,
+            on_step=on_step,
+            cancel=cancelled,
+        )
+        if preview is not None and last is not None:
+            preview.learn(last, result.images)
+        details = {"seed": result.seed, "parameters": result.parameters, "timings": result.timings}
+        pictures = [encoded(image, request.format) for image in result.images]
+        return Result(pictures=pictures, details={**details, "placement": result.placement})
+
+    def _between(self) -> None:
+        """Between two steps: what was cancelled, and the classifications that came meanwhile."""
+        self._read()
+        for run in [m for m in self._waiting if isinstance(m, Run) and m.tasks[0].request.kind != GenerateRequest.kind]:
+            if self._models.fits(run.tasks[0].request.model):  # loading another might put out the one that draws
+                self._waiting.remove(run)
+                self._do(run)
+
+    def _labelled(self, pipeline: Any, requests: list[ClassifyRequest]) -> list[Result]:
+        """All pictures in one call; those who asked alike are together, see `Server`."""
+        first = requests[0]
+        images = [open_image(BytesIO(data)) for request in requests for data in request.pictures]
+        made = pipeline.run(
+            images,
+            top_k=first.top_k,
+            function=first.function,
+            threshold=first.threshold,
+            faces=first.faces,
+            batch=self._settings.batch,
+        )
+        answers = iter(made.answers)
+        details = {"timings": made.timings, "placement": made.placement, "batch": len(images)}
+        return [Result(answers=[next(answers) for _ in request.pictures], details=details) for request in requests]
+
+    def _inferred(self, pipeline: Any, request: InferRequest) -> Result:
+        session = pipeline.sessions["model"]
+        tensors = session.run({name: np.ascontiguousarray(t) for name, t in request.tensors.items()})
+        return Result(tensors={name: np.asarray(value) for name, value in tensors.items()})
+
+    def _preview(self, model: str, pipeline: Any) -> Preview:
+        if model not in self._previews:
+            self._previews[model] = Preview(pipeline)
+        return self._previews[model]
+
+    def _is_cancelled(self, task: Task) -> bool:
+        if task.id not in self._cancelled:
+            return False
+        self._ended(task.id, Failed(task.id, Problem("cancelled", "The job was cancelled.", "Ask for it again.")))
+        return True
+
+
+def encoded(image: Image.Image, kind: str) -> Picture:
+    """An image as a file: png, jpeg or webp."""
+    out = BytesIO()
+    options = {"quality": _QUALITY[kind]} if kind in _QUALITY else {"compress_level": 4}
+    image.save(out, kind.upper(), **options)
+    return Picture(out.getvalue(), kind)
+
+
+def problem_of(exc: BaseException) -> Problem:
+    """What a client is told of an exception."""
+    if isinstance(exc, Cancelled):
+        return Problem("cancelled", exc.what, "Ask for it again.")
+    if isinstance(exc, VitrifyError):
+        return Problem(exc.code, exc.what, exc.fix)
+    if isinstance(exc, MemoryError):
+        return Problem(
+            "out_of_memory", "The job needs more memory than there is.", "Ask for less: fewer or smaller pictures."
+        )
+    return Problem("error", f"The worker failed: {type(exc).__name__}: {exc}.", "Report it with the server's log.")
