@@ -23,8 +23,8 @@ from ..core.errors import VitrifyError
 from ..core.machine import memory
 from .a1111_text import SAMPLERS, SCHEDULES, infotext, label_of, not_done, sampler, settings_in, with_text
 from .catalogue import ModelInfo
-from .errors import UnknownModel, Unsupported
-from .fields import BadField, drawer, read, to_draw
+from .errors import BadField, UnknownModel, Unsupported
+from .fields import drawer, read, to_draw
 from .gate import Gate, JobFailed
 from .jobs import Job
 from .pictures import checked, from_base64, kind_of

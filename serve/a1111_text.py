@@ -8,7 +8,7 @@ import zlib
 from collections.abc import Mapping, Sequence
 from typing import Any
 
-from .fields import BadField
+from .errors import BadField
 
 # our scheduler -> the web UI's name of it, and others by which clients ask for it
 SAMPLERS: dict[str, tuple[str, tuple[str, ...]]] = {

@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import logging
 from collections.abc import Callable
-from typing import Any
 
 from fastapi import FastAPI, Request
 from fastapi.exceptions import RequestValidationError
@@ -18,15 +17,10 @@ from .core import JobCore
 from .errors import BadRequest, NoSuchPath, status_of
 from .gate import Gate, headers_of
 from .metrics import CONTENT_TYPE
+from .safety import Safety
 from .settings import Settings
 
 log = logging.getLogger("vitrify.serve")
-_SECURITY = (
-    (b"x-content-type-options", b"nosniff"),
-    (b"x-frame-options", b"DENY"),
-    (b"referrer-policy", b"no-referrer"),
-    (b"content-security-policy", b"default-src 'self'; img-src 'self' data: blob:; object-src 'none'; base-uri 'none'"),
-)
 Shape = Callable[[VitrifyError], dict[str, object]]
 """An error as a protocol's clients read it."""
 
@@ -49,7 +43,7 @@ def create_app(core: JobCore, settings: Settings) -> FastAPI:
     if settings.cors:
         app.add_middleware(CORSMiddleware, allow_origins=settings.cors, allow_methods=["*"], allow_headers=["*"])
 
-    app.add_middleware(SecurityHeaders)
+    app.add_middleware(Safety, origins=settings.cors, local=not settings.public)
 
     @app.exception_handler(VitrifyError)
     async def told(http: Request, exc: VitrifyError) -> JSONResponse:
@@ -102,19 +96,3 @@ def create_app(core: JobCore, settings: Settings) -> FastAPI:
 
 def _native_shape(exc: VitrifyError) -> dict[str, object]:
     return {"error": {"code": exc.code, "what": exc.what, "fix": exc.fix}}
-
-
-class SecurityHeaders:
-    """Sets what the page's safety needs. As plain ASGI: it must not stand between a request and its disconnection."""
-
-    def __init__(self, app: Any) -> None:
-        self._app = app
-
-    async def __call__(self, scope: Any, receive: Any, send: Any) -> None:
-        async def sending(message: Any) -> None:
-            if message["type"] == "http.response.start":
-                said = {name.lower() for name, _ in message["headers"]}
-                message["headers"] += [(n, v) for n, v in _SECURITY if n not in said]
-            await send(message)
-
-        await self._app(scope, receive, sending if scope["type"] == "http" else send)

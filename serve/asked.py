@@ -6,8 +6,9 @@ from typing import Annotated, Literal
 
 from pydantic import BaseModel, ConfigDict, Field
 
+from ..pipelines.schedulers import scheduler_names
 from .catalogue import ModelInfo
-from .errors import BadRequest
+from .errors import BadField, BadRequest
 from .pictures import checked, from_base64
 from .requests import ClassifyRequest, GenerateRequest
 from .settings import Settings
@@ -15,11 +16,13 @@ from .settings import Settings
 Side = Annotated[int, Field(ge=8, le=4096)]
 
 
-class Strict(BaseModel):
-    model_config = ConfigDict(extra="forbid")
+class Exact(BaseModel):
+    """No other fields, and no types that would have to be converted."""
+
+    model_config = ConfigDict(extra="forbid", strict=True)
 
 
-class GenerateBody(Strict):
+class GenerateBody(Exact):
     """Pictures from a prompt."""
 
     kind: Literal["generate"] = "generate"
@@ -37,17 +40,25 @@ class GenerateBody(Strict):
     previews: bool = False
 
     def request(self, info: ModelInfo) -> GenerateRequest:
-        """Raises BadRequest for a size that the model cannot draw."""
+        """Raises BadField: no such scheduler, a seed that would overflow, a size that cannot be drawn."""
+        if self.scheduler not in (None, *scheduler_names()):
+            raise BadField(
+                f"There is no scheduler {self.scheduler!r}.", f"Choose one of: {', '.join(scheduler_names())}.",
+                "scheduler",
+            )  # fmt: skip
+        if self.seed is not None and self.seed + self.images > 2**64:
+            what = f"The seed {self.seed} is too large for {self.images} pictures, for it grows by 1."
+            raise BadField(what, "Give a smaller one.", "seed")
         width, height = self.width or info.size[0], self.height or info.size[1]
         for name, side in (("width", width), ("height", height)):
             if info.unit and side % info.unit:
                 near = max(info.unit, round(side / info.unit) * info.unit)
-                raise BadRequest(f"The {name} is {side}, not a multiple of {info.unit}.", f"Give {near}.")
+                raise BadField(f"The {name} is {side}, not a multiple of {info.unit}.", f"Give {near}.", name)
         given = self.model_dump(include=set(GenerateBody.model_fields) - {"kind", "width", "height"})
         return GenerateRequest(width=width, height=height, **given)
 
 
-class ClassifyBody(Strict):
+class ClassifyBody(Exact):
     """Labels of pictures, each as base64."""
 
     kind: Literal["classify"] = "classify"
@@ -68,7 +79,7 @@ class ClassifyBody(Strict):
         )
 
 
-class JobOptions(Strict):
+class JobOptions(Exact):
     """Of a job, whatever it does."""
 
     priority: int = Field(0, ge=-10, le=10)

@@ -35,6 +35,17 @@ class BadRequest(VitrifyError):
     code = "bad_request"
 
 
+class BadField(BadRequest):
+    """A field that makes no sense. param: its name; None for the body as a whole."""
+
+    def __init__(self, what: str, fix: str, param: str | None = None) -> None:
+        super().__init__(what, fix)
+        self.param = param
+
+    def __reduce__(self) -> tuple[type[BadField], tuple[str, str, str | None]]:  # type: ignore[override]
+        return type(self), (self.what, self.fix, self.param)
+
+
 class TooLarge(VitrifyError):
     """A body or a picture above the limit."""
 

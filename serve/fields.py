@@ -5,32 +5,17 @@ from __future__ import annotations
 from collections.abc import Mapping
 from typing import Any, TypeVar
 
-from pydantic import BaseModel, ConfigDict, ValidationError
+from pydantic import BaseModel, ValidationError
 
-from ..pipelines.schedulers import scheduler_names
 from .asked import GenerateBody
 from .catalogue import ModelInfo
 from .core import JobCore
-from .errors import BadRequest, Unsupported
+from .errors import BadField, Unsupported
 from .requests import GenerateRequest
 
 M = TypeVar("M", bound=BaseModel)
 _SAID = 5  # of the things that are wrong with a body
 _LONGEST = 80  # characters of a field's name that are repeated
-
-
-class Exact(BaseModel):
-    """No other fields, and no types that would have to be converted."""
-
-    model_config = ConfigDict(extra="forbid", strict=True)
-
-
-class BadField(BadRequest):
-    """A field that makes no sense. param: its name; None for the body as a whole."""
-
-    def __init__(self, what: str, fix: str, param: str | None = None) -> None:
-        super().__init__(what, fix)
-        self.param = param
 
 
 def read(kind: type[M], given: Mapping[str, Any], names: Mapping[str, str] | None = None) -> M:
@@ -78,20 +63,11 @@ def to_draw(info: ModelInfo, given: Mapping[str, Any], names: Mapping[str, str])
     """What to draw, with the native API's defaults and bounds; fields that are None count as not given.
 
     Raises:
-        BadField, BadRequest: a field is out of its bounds, or a size is none that the model can draw.
+        BadField: a field is out of its bounds, or a size is none that the model can draw.
     """
-    if given.get("scheduler") not in (None, *scheduler_names()):
-        raise BadField(
-            f"There is no scheduler {given['scheduler']!r:.80}.",
-            f"Choose one of: {', '.join(scheduler_names())}.",
-            names.get("scheduler", "scheduler"),
-        )
     fields = {name: value for name, value in given.items() if value is not None}
-    request = read(GenerateBody, {"model": info.name, **fields}, names).request(info)
-    if request.seed is not None and request.seed + request.images > 2**64:
-        raise BadField(
-            f"The seed {request.seed} is too large for {request.images} pictures, for it grows by 1.",
-            "Give a smaller one.",
-            names.get("seed", "seed"),
-        )
-    return request
+    try:
+        return read(GenerateBody, {"model": info.name, **fields}, names).request(info)
+    except BadField as exc:
+        param = exc.param
+        raise BadField(exc.what, exc.fix, names.get(param, param) if param is not None else None) from exc

@@ -14,9 +14,10 @@ from starlette.datastructures import UploadFile
 from starlette.formparsers import MultiPartException, MultiPartParser
 
 from ..core.errors import VitrifyError
+from .asked import Exact
 from .catalogue import ModelInfo
 from .errors import BadRequest, Unsupported
-from .fields import Exact, read, to_draw
+from .fields import read, to_draw
 from .gate import Gate, parsed
 from .jobs import Job
 from .pictures import checked, from_base64, kind_of

@@ -16,9 +16,10 @@ from pydantic import Field
 from .. import __version__
 from ..core.errors import VitrifyError
 from ..core.tensors import Array, TensorSpec, check_tensors
+from .asked import Exact
 from .catalogue import ModelInfo
 from .errors import BadRequest, UnknownModel, Unsupported
-from .fields import Exact, read
+from .fields import read
 from .gate import Gate, parsed
 from .requests import InferRequest
 from .tensors_v2 import datatype_of, tensor_of

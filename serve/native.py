@@ -10,19 +10,28 @@ from typing import Any
 
 from fastapi import APIRouter, Request, WebSocket, WebSocketDisconnect
 from fastapi.responses import JSONResponse, Response, StreamingResponse
-from pydantic import TypeAdapter, ValidationError
+from pydantic import TypeAdapter
 
 from ..core.errors import VitrifyError
 from .asked import ClassifyJob, GenerateJob, JobBody
 from .catalogue import ModelInfo
-from .errors import BadRequest, UnknownJob
+from .errors import BadField, BadRequest, UnknownJob
+from .fields import read
 from .gate import Gate
 from .jobs import Job
 from .openai import as_model
 from .work import View
 
-_BODY: TypeAdapter[GenerateJob | ClassifyJob] = TypeAdapter(JobBody)
 _KEY = 200  # characters of an Idempotency-Key
+_BODY: dict[str, Any] = {
+    "requestBody": {
+        "required": True,
+        "content": {"application/json": {"schema": TypeAdapter(JobBody).json_schema()}},
+    },
+    "parameters": [
+        {"name": "Idempotency-Key", "in": "header", "required": False, "schema": {"type": "string", "maxLength": _KEY}}
+    ],
+}
 _ALIVE = 15.0  # seconds between two comments that keep a stream open
 
 
@@ -31,7 +40,7 @@ def router(gate: Gate) -> APIRouter:
     routes = APIRouter(prefix="/v1", tags=["jobs and models"])
     core = gate.core
 
-    @routes.post("/jobs", status_code=202)
+    @routes.post("/jobs", status_code=202, openapi_extra=_BODY)
     async def submit(http: Request) -> JSONResponse:
         """Let a job in: 202 with its id. The same Idempotency-Key gives the same job."""
         client = gate.client(http)
@@ -53,7 +62,7 @@ def router(gate: Gate) -> APIRouter:
     @routes.get("/jobs/{id}")
     async def job(http: Request, id: str) -> dict[str, Any]:
         """The job as it is now."""
-        return shown(await core.get(id, gate.client(http)))
+        return shown(await core.get(id, gate.client(http)), preview=True)
 
     @routes.delete("/jobs/{id}", status_code=202)
     async def cancel(http: Request, id: str) -> dict[str, Any]:
@@ -144,22 +153,13 @@ def router(gate: Gate) -> APIRouter:
 
 
 def valid(given: dict[str, Any]) -> GenerateJob | ClassifyJob:
-    """Raises BadRequest with each field that makes no sense."""
-    if "kind" not in given:
-        given = {**given, "kind": "classify" if "pictures" in given else "generate"}
-    try:
-        return _BODY.validate_python(given)
-    except ValidationError as exc:
-        raise BadRequest(said_of(exc), "See /docs for the fields.") from exc
-
-
-def said_of(exc: ValidationError) -> str:
-    """The first few things that are wrong, one after the other."""
-    said = []
-    for one in exc.errors(include_url=False, include_context=False, include_input=False)[:5]:
-        where = ".".join(str(part) for part in one["loc"] if part not in ("generate", "classify"))
-        said.append(f"{where or 'body'}: {one['msg']}")
-    return "; ".join(said) + "."
+    """Raises BadField with each field that makes no sense."""
+    kind = given.get("kind", "classify" if "pictures" in given else "generate")
+    if kind == "classify":
+        return read(ClassifyJob, given)
+    if kind == "generate":
+        return read(GenerateJob, given)
+    raise BadField(f"There is no kind {kind!r:.80}.", "It is generate or classify.", "kind")
 
 
 def shown(job: Job, *, preview: bool = False) -> dict[str, Any]:

@@ -14,9 +14,10 @@ from fastapi.responses import JSONResponse, Response, StreamingResponse
 from pydantic import Field
 
 from ..core.errors import VitrifyError
+from .asked import Exact
 from .catalogue import ModelInfo
-from .errors import BadRequest, Unsupported, status_of
-from .fields import BadField, Exact, drawer, read, to_draw
+from .errors import BadField, BadRequest, Unsupported, status_of
+from .fields import drawer, read, to_draw
 from .gate import Gate, JobFailed
 from .jobs import Job, Picture, Problem, State
 from .requests import GenerateRequest

@@ -20,9 +20,7 @@ class Settings(BaseSettings):
 
     host: str = Field("127.0.0.1", description="Address to listen on; others can reach only one that is not 127.0.0.1.")
     port: int = Field(8000, ge=0, le=65535)
-    state: Path | None = Field(
-        None, description="Folder of jobs and results; none: one for each port."
-    )
+    state: Path | None = Field(None, description="Folder of jobs and results; none: one for each port.")
     keys: Path | None = Field(None, description="File of API keys, as `vitrify serve-key` writes it.")
     no_keys: bool = Field(False, description="Listen on a public address although there are no keys.")
     device: list[str] = Field(default_factory=list, description="One worker process each; none: the best device.")

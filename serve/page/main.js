@@ -102,6 +102,7 @@ async function watch(state) {
     if (!document.hidden) {
       const now = await readiness();
       if (away !== (now === "away")) banner(now === "away" ? "The server cannot be reached. The page goes on as soon as it answers." : "");
+      if (away && now !== "away") open.get(current).panel.shown?.();
       away = now === "away";
       state.dataset.state = now === "ready" || now === "away" ? now : "busy";
       write(state.lastElementChild, known[now] ?? now);
@@ -129,7 +130,7 @@ async function load() {
   try {
     await models.refresh();
   } catch (error) {
-    say(told(error));
+    if (error.status !== 0 && error.status !== 401) say(told(error)); // of those the line below the top tells
   }
 }
 
@@ -169,7 +170,8 @@ async function changeKey() {
   setKey(given);
   banner("");
   say(given ? "The key is used from now on." : "No key is used.");
-  load();
+  await load();
+  open.get(current).panel.shown?.();
 }
 
 build();

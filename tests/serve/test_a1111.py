@@ -13,7 +13,7 @@ from PIL import Image
 
 from vitrify.pipelines.schedulers import scheduler_names
 from vitrify.serve.a1111_text import SAMPLERS, not_done, sampler, settings_in, with_text
-from vitrify.serve.fields import BadField
+from vitrify.serve.errors import BadField
 
 API = "/sdapi/v1"
 
