@@ -42,6 +42,9 @@ def serve(
     rate: Annotated[
         float | None, typer.Option(help="Requests a minute for each client.", rich_help_panel=_LIMITS)
     ] = None,
+    grace: Annotated[
+        float | None, typer.Option(help="Seconds that what runs has at SIGTERM; default 30.", rich_help_panel=_LIMITS)
+    ] = None,
     pin: Annotated[list[str] | None, typer.Option(help="Models that stay open.", rich_help_panel=_LIMITS)] = None,
     keys: Annotated[
         Path | None, typer.Option(help="File of keys, as vitrify serve-key writes it.", rich_help_panel=_SAFETY)
@@ -66,7 +69,7 @@ def serve(
     given: dict[str, Any] = {
         "host": host, "port": port, "state": state, "device": device, "runtime": runtime, "threads": threads or None,
         "queue": queue, "timeout": timeout, "memory_budget": memory_budget, "worker_memory": worker_memory,
-        "rate": rate, "pinned": pin, "keys": keys, "no_keys": no_keys or None,
+        "rate": rate, "grace": grace, "pinned": pin, "keys": keys, "no_keys": no_keys or None,
     }  # fmt: skip
     settings = Settings.read(config, **given)
     with screen.progress() as report:

@@ -32,11 +32,33 @@ class Server:
     draws: str = "emoji"
     labels: str = "emotions"
     keys: dict[str, str] = field(default_factory=dict)
+    state: Path = Path()
 
     def client(self, name: str | None = None, **options: Any) -> Any:
         """An httpx client, with the key of `name` where one is given."""
         headers = {"Authorization": f"Bearer {self.keys[name]}"} if name else {}
         return httpx.Client(base_url=self.url, headers=headers, timeout=120, **options)
+
+    def children(self) -> list[int]:
+        """The ids of its processes, its own not among them."""
+        found = Path(f"/proc/{self.process.pid}/task")
+        return [int(id) for task in found.iterdir() for id in (task / "children").read_text().split()]
+
+    def worker(self) -> int:
+        """The process that holds the models."""
+        for id in self.children():
+            if b"spawn_main" in Path(f"/proc/{id}/cmdline").read_bytes():
+                return id
+        raise AssertionError("there is no worker")
+
+    def resident(self, pid: int | None = None) -> int:
+        """Bytes of memory that the server, or another process, holds."""
+        status = Path(f"/proc/{pid or self.process.pid}/status").read_text()
+        return next(int(line.split()[1]) * 1024 for line in status.splitlines() if line.startswith("VmRSS"))
+
+    def wait_ready(self) -> None:
+        """Until /readyz says so."""
+        _wait(self)
 
     def idle(self, http: Any, seconds: float = 20) -> bool:
         """Whether nothing of the caller runs or waits, within so many seconds."""
@@ -52,25 +74,36 @@ class Server:
 def start_server(
     diffusion_artifact: Path, emotions_artifact: Path, environment: dict[str, str], tmp_path_factory: Any
 ) -> Iterator[Callable[..., Server]]:
-    """start_server(*OPTIONS, keys=("name", ...)) starts `vitrify serve` with both models; all end with the session."""
+    """start_server(*OPTIONS, keys=("name", ...)) starts `vitrify serve` with both models; all end with the session.
+
+    state: a folder that a server before had. models: others than these two. port: the one that it had.
+    """
     running: list[Server] = []
 
     from vitrify.serve.keys import add_key
 
-    def start(*options: object, keys: tuple[str, ...] = ()) -> Server:
+    def start(
+        *options: object,
+        keys: tuple[str, ...] = (),
+        state: Path | None = None,
+        models: tuple[Path, ...] = (diffusion_artifact, emotions_artifact),
+        wait: bool = True,
+    ) -> Server:
         folder = tmp_path_factory.mktemp("server")
         made = {name: add_key(folder / "keys.json", name) for name in keys}
         port = free_port()
-        command = [sys.executable, "-m", "vitrify", "serve", diffusion_artifact, emotions_artifact]
-        command += ["--port", port, "--state", folder / "state", "--device", "cpu", "--threads", 1, *options]
+        command = [sys.executable, "-m", "vitrify", "serve", *models]
+        command += ["--port", port, "--state", state or folder / "state", "--device", "cpu", "--threads", 1, *options]
         command += ["--keys", folder / "keys.json"] if keys else []
         log = folder / "log"
         with log.open("wb") as out:
             process = subprocess.Popen([*map(str, command)], env=environment, stdout=out, stderr=out)
         server = Server(f"http://127.0.0.1:{port}", process, log, diffusion_artifact.name, emotions_artifact.name)
+        server.state = state or folder / "state"
         server.keys.update(made)
         running.append(server)
-        _wait(server)
+        if wait:
+            _wait(server)
         return server
 
     try:
