@@ -17,6 +17,7 @@ from ..core.errors import VitrifyError
 from .bench_classify import CLASSIFY
 from .bench_export import EXPORT
 from .bench_quantize import QUANTIZE
+from .bench_serve import SERVE
 from .bench_unet import UNET
 from .bench_vit import VIT
 from .machine import describe_machine, versions
@@ -25,7 +26,7 @@ from .records import Sample
 from .summary import THRESHOLD, Columns, Row, Summary, to_json, to_table
 
 # in this order: quantize leaves what unet runs
-BENCHES = {bench.name: bench for bench in (EXPORT, CLASSIFY, QUANTIZE, UNET, VIT)}
+BENCHES = {bench.name: bench for bench in (EXPORT, CLASSIFY, QUANTIZE, UNET, VIT, SERVE)}
 
 
 def main(arguments: Sequence[str] | None = None) -> int:

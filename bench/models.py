@@ -1,5 +1,7 @@
 """Full-size models with random weights, for benches: two Stable Diffusion 1.5 of different weights, and a ViT-B.
 
+And one of next to no size, for what stands around a model.
+
 Run as `python -m vitrify.bench.models DIR`. A figure of time, memory or disk needs the sizes of the real layers, not
 their training; nothing about quality can be read from these. diffusers and transformers save them, so their files
 are laid out as real ones are.
@@ -8,6 +10,7 @@ are laid out as real ones are.
 from __future__ import annotations
 
 import sys
+from collections.abc import Callable
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
@@ -19,6 +22,7 @@ if TYPE_CHECKING:
 
 SD15 = ("sd15-0", "sd15-1")
 VIT_B = "vit-b"
+NULL = "null"
 LABELS = ("angry", "disgust", "fear", "happy", "neutral", "sad", "surprise")
 TOKENIZER = Path(__file__).parents[1] / "demo" / "models" / "emoji-diffusion" / "tokenizer"
 
@@ -109,29 +113,49 @@ def sd15_modules(device: str) -> dict[str, torch.nn.Module]:
 
 def make_vit_b(home: Path) -> None:
     """Save `VIT_B` under `home` (343 MB, float32), with its image processor; one that is there stays."""
-    if (home / VIT_B / "config.json").is_file():
+    _make_vit(home / VIT_B, vit_b_module, 224)
+
+
+def make_null(home: Path) -> None:
+    """Save `NULL` under `home`: a ViT of one layer, eight channels and one patch; one that is there stays."""
+    _make_vit(home / NULL, null_module, 16)
+
+
+def _make_vit(place: Path, made: Callable[[str], torch.nn.Module], side: int) -> None:
+    if (place / "config.json").is_file():
         return
     from transformers import ViTForImageClassification, ViTImageProcessor
 
-    module = vit_b_module("meta")
+    module = made("meta")
     module.to_empty(device="cpu")
     fill(module, seed=7)
     assert isinstance(module, ViTForImageClassification)
     processor = ViTImageProcessor(
-        size={"height": 224, "width": 224}, image_mean=[0.5, 0.5, 0.5], image_std=[0.5, 0.5, 0.5]
+        size={"height": side, "width": side}, image_mean=[0.5, 0.5, 0.5], image_std=[0.5, 0.5, 0.5]
     )
-    with published(home / VIT_B) as folder:
+    with published(place) as folder:
         module.save_pretrained(str(folder))
         processor.save_pretrained(str(folder))
 
 
 def vit_b_module(device: str) -> torch.nn.Module:
     """ViT-B/16 at 224x224 with the labels of a facial emotion model."""
+    return _vit_module(device)  # ViTConfig's defaults are ViT-B/16's sizes
+
+
+def null_module(device: str) -> torch.nn.Module:
+    """A ViT whose picture is one patch of 16x16."""
+    return _vit_module(
+        device, image_size=16, hidden_size=8, num_hidden_layers=1, num_attention_heads=1, intermediate_size=8
+    )
+
+
+def _vit_module(device: str, **sizes: int) -> torch.nn.Module:
     import torch
     from transformers import ViTConfig, ViTForImageClassification
 
-    # ViTConfig's defaults are ViT-B/16's sizes
-    config = ViTConfig(id2label=dict(enumerate(LABELS)), label2id={name: i for i, name in enumerate(LABELS)})
+    labels = dict(enumerate(LABELS))
+    config = ViTConfig(id2label=labels, label2id={name: i for i, name in labels.items()}, **sizes)
     with torch.device(device):
         module: torch.nn.Module = ViTForImageClassification(config).eval()
     return module
@@ -173,18 +197,17 @@ def make_pictures(folder: Path, count: int) -> None:
             turned.save(folder / f"{number}.png")
 
 
+MAKERS = {"sd15": make_sd15, "vit-b": make_vit_b, "null": make_null}
+
+
 def main(arguments: list[str]) -> int:
-    if len(arguments) not in (1, 2) or (len(arguments) == 2 and arguments[1] not in ("sd15", "vit-b")):
-        print("usage: python -m vitrify.bench.models DIR [sd15|vit-b]", file=sys.stderr)
+    if len(arguments) not in (1, 2) or (len(arguments) == 2 and arguments[1] not in MAKERS):
+        print(f"usage: python -m vitrify.bench.models DIR [{'|'.join(MAKERS)}]", file=sys.stderr)
         return 2
-    wanted = arguments[1] if len(arguments) == 2 else None
     if not TOKENIZER.is_dir():
         raise BadInput(f"{TOKENIZER} is missing.", "Install vitrify again: its package holds the demo models.")
-    home = Path(arguments[0])
-    if wanted in (None, "sd15"):
-        make_sd15(home)
-    if wanted in (None, "vit-b"):
-        make_vit_b(home)
+    for make in [MAKERS[arguments[1]]] if len(arguments) == 2 else MAKERS.values():
+        make(Path(arguments[0]))
     return 0
 
 

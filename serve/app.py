@@ -12,7 +12,7 @@ from fastapi.responses import JSONResponse, Response
 from starlette.exceptions import HTTPException
 
 from ..core.errors import VitrifyError
-from . import a1111, huggingface, inference_v2, native, openai, page
+from . import a1111, huggingface, inference_v2, native, openai, page, reference
 from .core import JobCore
 from .errors import BadRequest, NoSuchPath, status_of
 from .gate import Gate, headers_of
@@ -28,11 +28,12 @@ Shape = Callable[[VitrifyError], dict[str, object]]
 def create_app(core: JobCore, settings: Settings) -> FastAPI:
     """The application. Who runs it starts and stops the core."""
 
-    app = FastAPI(title="vitrify", docs_url="/docs", redoc_url=None)
+    app = FastAPI(title="vitrify", docs_url=None, redoc_url=None)
     gate = Gate(core, settings)
     app.include_router(native.router(gate))
     for protocol in (huggingface, openai, a1111, inference_v2, page):
         app.include_router(protocol.router(gate))
+    app.include_router(reference.router(app))
     shapes: list[tuple[str, Shape]] = [
         ("/models/", huggingface.shape),
         ("/v1/images", openai.shape),

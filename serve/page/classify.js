@@ -21,6 +21,7 @@ function make() {
   let working = 0;
   let stopped = new AbortController();
   let number = 0;
+  const early = []; // files that came before the models did
 
   const model = el("select");
   const order = el("select", { onchange: arrange });
@@ -50,6 +51,7 @@ function make() {
     choose.disabled = chooseFolder.disabled = model.disabled = !usable.length;
     if (!usable.length) write(status, "No model that labels is served here.");
     paint();
+    if (usable.length && early.length) add(early.splice(0));
   });
 
   const isShown = () => !node.closest("[hidden]") && !document.querySelector("dialog[open]");
@@ -77,7 +79,10 @@ function make() {
   });
 
   async function add(given) {
-    if (!model.value) return;
+    if (!model.value) {
+      early.push(...given);
+      return;
+    }
     const kept = [];
     for (const file of given) if (await isPicture(file)) kept.push(file);
     const left = given.length - kept.length;
