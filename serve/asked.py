@@ -29,15 +29,15 @@ class GenerateBody(Exact):
     model: str = Field(description="One of GET /v1/models.")
     prompt: str = Field(max_length=20_000)
     negative_prompt: str = Field("", max_length=20_000)
-    width: Side | None = None
-    height: Side | None = None
+    width: Side | None = Field(None, description="Pixels; without it the model's own.")
+    height: Side | None = Field(None, description="Pixels; without it the model's own.")
     steps: int = Field(30, ge=1, le=1000)
-    guidance: float = Field(7.5, ge=0, le=100)
-    seed: int | None = Field(None, ge=0, lt=2**64)
-    scheduler: str | None = Field(None, max_length=64)
-    images: int = Field(1, ge=1, le=16)
+    guidance: float = Field(7.5, ge=0, le=100, description="How closely to follow the prompt; 0 or 1: no guidance.")
+    seed: int | None = Field(None, ge=0, lt=2**64, description="Without it a random one, which the result names.")
+    scheduler: str | None = Field(None, max_length=64, description="Without it the model's own.")
+    images: int = Field(1, ge=1, le=16, description="How many, with seeds that grow by 1.")
     format: Literal["png", "jpeg", "webp"] = "png"
-    previews: bool = False
+    previews: bool = Field(False, description="Whether each step comes with a small picture.")
 
     def request(self, info: ModelInfo) -> GenerateRequest:
         """Raises BadField: no such scheduler, a seed that would overflow, a size that cannot be drawn."""
@@ -62,12 +62,12 @@ class ClassifyBody(Exact):
     """Labels of pictures, each as base64."""
 
     kind: Literal["classify"] = "classify"
-    model: str
+    model: str = Field(description="One of GET /v1/models.")
     pictures: list[str] = Field(min_length=1, description="PNG, JPEG or WebP, as base64.")
-    top_k: int | None = Field(5, ge=1)
-    function: Literal["softmax", "sigmoid", "none"] | None = None
-    threshold: float | None = None
-    faces: bool = False
+    top_k: int | None = Field(5, ge=1, description="How many labels; null for all.")
+    function: Literal["softmax", "sigmoid", "none"] | None = Field(None, description="Without it the model's own.")
+    threshold: float | None = Field(None, description="Labels with a lower score are left out.")
+    faces: bool = Field(False, description="Whether faces are found and labelled each by itself.")
 
     def request(self, settings: Settings) -> ClassifyRequest:
         """Raises BadRequest, TooLarge for what is no picture that may be decoded."""
@@ -82,16 +82,16 @@ class ClassifyBody(Exact):
 class JobOptions(Exact):
     """Of a job, whatever it does."""
 
-    priority: int = Field(0, ge=-10, le=10)
+    priority: int = Field(0, ge=-10, le=10, description="Higher ones run first.")
     timeout: float | None = Field(None, gt=0, description="Seconds; the server's own bound holds too.")
 
 
 class GenerateJob(GenerateBody, JobOptions):
-    pass
+    """To draw pictures."""
 
 
 class ClassifyJob(ClassifyBody, JobOptions):
-    pass
+    """To label pictures."""
 
 
 JobBody = Annotated[GenerateJob | ClassifyJob, Field(discriminator="kind")]

@@ -180,7 +180,8 @@ function updateWorker(row, worker) {
 function titleOf(job) {
   const prompt = job.request?.prompt ?? job.details?.parameters?.[0]?.prompt;
   if (prompt) return prompt;
-  if (job.kind === "classify") return job.request ? `Labels of ${count(job.request.pictures, "picture")}` : "Labels of pictures";
+  const pictures = job.answers?.length ?? job.request?.pictures;
+  if (job.kind === "classify") return pictures ? `Labels of ${count(pictures, "picture")}` : "Labels of pictures";
   return "Picture";
 }
 
