@@ -98,7 +98,7 @@ class TextToImagePipeline:
         height: int | None = None,
         steps: int = 50,
         guidance: float = 7.5,
-        seed: int | None = None,
+        seed: int | Sequence[int] | None = None,
         scheduler: str | None = None,
         batch: int = 1,
         rng: str = "cpu",
@@ -114,7 +114,7 @@ class TextToImagePipeline:
             width, height: pixels; None for the model's own size.
             guidance: of classifier-free guidance; at 1 or less the negative prompt is not used and a step costs half.
             steps: from 1 to as many as the model was trained with.
-            seed: from 0 to 2**64 - 1; None draws one.
+            seed: from 0 to 2**64 - 1; None draws one. Several: one a picture, in the order of the pictures.
             scheduler: one of `scheduler_names()`; None for the model's own.
             rng: "cpu" gives torch's CPU numbers, "philox" those of CUDA.
             on_step: is told of each step that is done.
@@ -131,11 +131,11 @@ class TextToImagePipeline:
             raise BadInput("There is no prompt.", "Give at least one.")
         if batch < 1 or not np.isfinite(guidance):
             raise UsageError(f"batch is {batch} and guidance {guidance}.", "Give a batch of 1 or more and a number.")
-        seed = random_seed() if seed is None else _checked_seed(seed)
+        prompts = [p for p in prompts for _ in range(batch)]
+        seeds = _seeds(seed, len(prompts))
         sampler = scheduler_from_config(self.scheduler, scheduler)
         sampler.set_timesteps(steps)
-        prompts = [p for p in prompts for _ in range(batch)]
-        streams = _Batch([generator(rng, seed + i) for i in range(len(prompts))])
+        streams = _Batch([generator(rng, one) for one in seeds])
 
         start = time.perf_counter()
         text = self.encode_prompt(prompts, negative_prompt if guidance > 1 else None)
@@ -156,9 +156,9 @@ class TextToImagePipeline:
 
         common = {"negative_prompt": negative_prompt, "width": width, "height": height, "steps": steps}
         common |= {"guidance": guidance, "scheduler": sampler.name, "rng": rng}
-        tables = [{"prompt": p, "seed": seed + i, **common} for i, p in enumerate(prompts)]
+        tables = [{"prompt": p, "seed": one, **common} for p, one in zip(prompts, seeds, strict=True)]
         timings = {"encode": encoded - start, "steps": seconds, "decode": done - started, "total": done - start}
-        return GenerateResult(images, seed, tables, timings, self.placement)
+        return GenerateResult(images, seeds[0], tables, timings, self.placement)
 
     def encode_prompt(self, prompts: Sequence[str], negative: str | None) -> FloatArray:
         """Text embeddings, float32 [n, tokens, dim]; with a negative prompt [2n, ...], the negative ones first."""
@@ -256,6 +256,16 @@ def _checked_seed(seed: int) -> int:
             f"The seed is {seed!r}, not a whole number from 0 to {MAX_SEED}.", "Give one, or none for a random one."
         )
     return int(seed)
+
+
+def _seeds(seed: int | Sequence[int] | None, count: int) -> list[int]:
+    """One a picture."""
+    if isinstance(seed, Sequence) and not isinstance(seed, str):
+        if len(seed) != count:
+            raise BadInput(f"There are {len(seed)} seeds for {count} pictures.", "Give one for each picture.")
+        return [_checked_seed(one) for one in seed]
+    first = random_seed() if seed is None else _checked_seed(seed)
+    return [first + number for number in range(count)]
 
 
 def _finite(component: str, values: FloatArray, where: str) -> None:

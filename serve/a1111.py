@@ -10,12 +10,10 @@ import base64
 import json
 import time
 from collections.abc import Mapping
-from io import BytesIO
 from typing import Any
 
 from fastapi import APIRouter, Request
 from fastapi.responses import JSONResponse
-from PIL import Image
 from pydantic import BaseModel, ConfigDict, Field
 
 from .. import __version__
@@ -27,7 +25,7 @@ from .errors import BadField, UnknownModel, Unsupported
 from .fields import drawer, read, to_draw
 from .gate import Gate, JobFailed
 from .jobs import Job
-from .pictures import checked, from_base64, kind_of
+from .pictures import checked, from_base64, texts_of
 from .requests import GenerateRequest
 
 _DIGEST = 10  # characters of a model's id that are shown as its hash
@@ -216,7 +214,7 @@ def router(gate: Gate) -> APIRouter:
         """What a PNG says of how it was made; its pixels are not decoded."""
         gate.client(http)
         body = read(PngInfo, await gate.json(http))
-        items = _texts(checked(from_base64(body.image), gate.settings.pixels))
+        items = texts_of(checked(from_base64(body.image), gate.settings.pixels))
         text = items.pop("parameters", "")
         return {"info": text, "items": items, "parameters": settings_in(text) if text else {}}
 
@@ -310,14 +308,6 @@ def _format(given: Any) -> str:
     if found is None:
         raise BadField(f"There is no samples_format {str(given)[:40]!r}.", "Use png, jpg or webp.", "samples_format")
     return found
-
-
-def _texts(data: bytes) -> dict[str, str]:
-    """The texts of a PNG, key -> text; nothing of other formats."""
-    if kind_of(data) != "PNG":
-        return {}
-    with Image.open(BytesIO(data), formats=["PNG"]) as image:  # checked: this far it can be read
-        return {str(key): str(value) for key, value in image.info.items() if isinstance(value, str)}
 
 
 def _info(info: ModelInfo, body: Txt2Img, request: GenerateRequest, job: Job | None) -> dict[str, Any]:

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 from typing import Annotated, Literal
 
 from pydantic import BaseModel, ConfigDict, Field
@@ -9,7 +10,7 @@ from pydantic import BaseModel, ConfigDict, Field
 from ..pipelines.schedulers import scheduler_names
 from .catalogue import ModelInfo
 from .errors import BadField, BadRequest
-from .pictures import checked, from_base64
+from .pictures import checked, from_base64, size_of
 from .requests import ClassifyRequest, GenerateRequest
 from .settings import Settings
 
@@ -17,9 +18,9 @@ Side = Annotated[int, Field(ge=8, le=4096)]
 
 
 class Exact(BaseModel):
-    """No other fields, and no types that would have to be converted."""
+    """No other fields, no types that would have to be converted, and no infinite numbers."""
 
-    model_config = ConfigDict(extra="forbid", strict=True)
+    model_config = ConfigDict(extra="forbid", strict=True, allow_inf_nan=False)
 
 
 class GenerateBody(Exact):
@@ -73,9 +74,12 @@ class ClassifyBody(Exact):
         """Raises BadRequest, TooLarge for what is no picture that may be decoded."""
         if len(self.pictures) > settings.pictures:
             raise BadRequest(f"{len(self.pictures)} pictures at once; {settings.pictures} are taken.", "Send fewer.")
-        pictures = tuple(checked(from_base64(text), settings.pixels) for text in self.pictures)
+        pictures, left = [], settings.pixels  # of all of them: together they are decoded
+        for text in self.pictures:
+            pictures.append(checked(from_base64(text), left))
+            left -= math.prod(size_of(pictures[-1]))
         return ClassifyRequest(
-            pictures=pictures, **self.model_dump(include=set(ClassifyBody.model_fields) - {"kind", "pictures"})
+            pictures=tuple(pictures), **self.model_dump(include=set(ClassifyBody.model_fields) - {"kind", "pictures"})
         )
 
 
@@ -92,6 +96,3 @@ class GenerateJob(GenerateBody, JobOptions):
 
 class ClassifyJob(ClassifyBody, JobOptions):
     """To label pictures."""
-
-
-JobBody = Annotated[GenerateJob | ClassifyJob, Field(discriminator="kind")]

@@ -15,7 +15,7 @@ from fastapi import Request as HttpRequest
 
 from ..core.errors import VitrifyError
 from .core import JobCore
-from .errors import BadRequest, RateLimited, TooLarge, status_of
+from .errors import BadRequest, RateLimited, TooLarge, Unsupported, status_of
 from .jobs import Job, Problem, State
 from .keys import Keys
 from .requests import Request
@@ -70,9 +70,12 @@ class Gate:
         """The body, counted while it comes.
 
         Raises:
-            TooLarge: more bytes than the limit, said or sent.
+            TooLarge: more bytes than the limit, said or sent. Unsupported: it is compressed.
         """
         limit = limit or self.settings.body
+        packed = http.headers.get("content-encoding", "identity").strip().lower()
+        if packed not in ("", "identity"):
+            raise Unsupported(f"Bodies packed as {packed[:40]!r} are not taken.", "Send it as it is.")
         too_large = TooLarge(f"The body has more than {limit} bytes.", "Send less at once.")
         said = http.headers.get("content-length", "")
         if said.isdigit() and int(said) > limit:
@@ -144,7 +147,9 @@ def parsed(data: bytes) -> dict[str, Any]:
     if _depth(data) > DEPTH:
         raise BadRequest(f"The JSON is nested deeper than {DEPTH}.", "Send a flat object.")
     try:
-        given = json.loads(data)
+        given = json.loads(data.decode("utf-8-sig"), object_pairs_hook=_object)
+    except UnicodeDecodeError as exc:  # given bytes, json would take UTF-16 too, and half a surrogate pair
+        raise BadRequest(f"The body is no UTF-8, at byte {exc.start}.", "Send a JSON object in UTF-8.") from exc
     except (ValueError, RecursionError) as exc:
         raise BadRequest(f"The body is no JSON: {exc}.", "Send a JSON object.") from exc
     if re.search(rb"\\u[dD]", data):  # half a surrogate pair is no text: nobody could encode it again
@@ -155,6 +160,16 @@ def parsed(data: bytes) -> dict[str, Any]:
     if not isinstance(given, dict):
         raise BadRequest(f"The body is a JSON {type(given).__name__}, not an object.", "Send a JSON object.")
     return given
+
+
+def _object(pairs: list[tuple[str, Any]]) -> dict[str, Any]:
+    """Raises ValueError where a name is there twice: readers differ in which of the two counts."""
+    found = dict(pairs)
+    if len(found) < len(pairs):
+        seen: set[str] = set()
+        twice = next(name for name, _ in pairs if name in seen or seen.add(name))  # type: ignore[func-returns-value]
+        raise ValueError(f"{twice[:80]!r} is there twice")
+    return found
 
 
 def _depth(data: bytes) -> int:

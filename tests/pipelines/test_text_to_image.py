@@ -140,6 +140,11 @@ def test_a_picture_is_the_same_alone_and_in_a_batch(ours: TextToImagePipeline) -
     alone = ours.generate("a blue car", steps=6, seed=21, scheduler="euler_a")
     assert psnr(np.asarray(both.images[1]), np.asarray(alone.images[0])) >= 50
     assert both.parameters[1]["prompt"] == "a blue car"
+    chosen = ours.generate([PROMPT, "a blue car"], steps=6, seed=[7, 21], scheduler="euler_a")
+    assert [one["seed"] for one in chosen.parameters] == [7, 21]
+    assert psnr(np.asarray(chosen.images[1]), np.asarray(alone.images[0])) >= 50
+    with pytest.raises(BadInput, match="3 seeds for 2 pictures"):
+        ours.generate(PROMPT, batch=2, steps=1, seed=[1, 2, 3])
 
 
 def test_a_prompt_longer_than_the_encoder_takes_counts_to_its_end(ours: TextToImagePipeline) -> None:
