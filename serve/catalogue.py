@@ -11,6 +11,7 @@ from ..core.artifact import Artifact
 from ..core.errors import UsageError
 from ..core.tensors import TensorSpec
 from ..pipelines.load import family_of, open_artifact
+from ..pipelines.schedulers import scheduler_names
 from .models import weights_of
 from .requests import ClassifyRequest, GenerateRequest, InferRequest
 
@@ -45,6 +46,7 @@ class ModelInfo:
             said["labels"] = list(self.labels)
         if self.unit:
             said |= {"width": self.size[0], "height": self.size[1], "multiple_of": self.unit}
+            said["schedulers"] = scheduler_names()
         return said
 
 

@@ -9,7 +9,7 @@ from enum import StrEnum
 from pathlib import Path
 from typing import Any
 
-from .requests import Request
+from .requests import InferRequest, Request
 
 
 class State(StrEnum):
@@ -110,6 +110,8 @@ class Job:
             "id": self.id, "status": self.state.value, "kind": self.kind, "model": self.model,
             "created": self.created, "started": self.started, "finished": self.finished, "priority": self.priority,
         }  # fmt: skip
+        if not isinstance(self.request, InferRequest):
+            said["request"] = {k: v for k, v in self.request.to_json().items() if k not in ("kind", "model")}
         if self.steps:
             said |= {"step": self.step, "steps": self.steps, "eta": self.eta}
         if self.problem is not None:

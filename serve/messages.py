@@ -58,12 +58,13 @@ class Started:
 
 @dataclass(frozen=True)
 class Opened:
-    """bytes: what it counts against the budget. seconds: what loading took."""
+    """bytes: what it counts against the budget. seconds: what loading took. pinned: it is not put out for others."""
 
     model: str
     bytes: int
     seconds: float
     placement: dict[str, Any] = field(default_factory=dict)
+    pinned: bool = False
 
 
 @dataclass(frozen=True)

@@ -17,10 +17,11 @@ from .errors import UnknownModel, Unsupported
 
 @dataclass
 class Held:
-    """An open pipeline. bytes: of its weights, which is what it counts."""
+    """An open pipeline. bytes: of its weights, which is what it counts. seconds: what loading took."""
 
     pipeline: Any
     bytes: int
+    seconds: float
     pinned: bool
 
 
@@ -29,7 +30,7 @@ class Models:
 
     Args:
         paths: name -> the artifact's folder. budget: bytes of weights that may be open at once; 0: no bound.
-        opened, closed: are told of each.
+        opened, closed: are told of each; opened also of one that is asked to be pinned.
     """
 
     def __init__(
@@ -40,7 +41,7 @@ class Models:
         runtime: str | None = None,
         options: Options | None = None,
         budget: int = 0,
-        opened: Callable[[str, int, float, dict[str, Any]], None] = lambda *_: None,
+        opened: Callable[[str, int, float, dict[str, Any], bool], None] = lambda *_: None,
         closed: Callable[[str, str], None] = lambda *_: None,
     ) -> None:
         self._paths, self._device, self._runtime = dict(paths), device, runtime
@@ -60,8 +61,10 @@ class Models:
         """
         held = self._held.get(name)
         if held is None:
-            held = self._held[name] = self._open(name)
-        held.pinned = held.pinned or pinned
+            held = self._held[name] = self._open(name, pinned)
+        elif pinned:  # whoever asked waits to hear of it
+            held.pinned = True
+            self._opened(name, held.bytes, held.seconds, held.pipeline.placement, True)
         self._held.move_to_end(name)
         return held.pipeline
 
@@ -85,7 +88,7 @@ class Models:
         for name in list(self._held):
             self.close(name, "the worker ends")
 
-    def _open(self, name: str) -> Held:
+    def _open(self, name: str, pinned: bool) -> Held:
         if name not in self._paths:
             raise UnknownModel(f"No model {name!r} is served.", f"Ask for one of {', '.join(sorted(self._paths))}.")
         artifact = open_artifact(self._paths[name])
@@ -93,8 +96,9 @@ class Models:
         self._make_room(name, size)
         start = time.perf_counter()
         pipeline = load(artifact, self._device, options=self._options, runtime=self._runtime)
-        self._opened(name, size, time.perf_counter() - start, pipeline.placement)
-        return Held(pipeline, size, False)
+        held = Held(pipeline, size, time.perf_counter() - start, pinned)
+        self._opened(name, size, held.seconds, pipeline.placement, pinned)
+        return held
 
     def _make_room(self, name: str, size: int) -> None:
         if not self._budget:
