@@ -30,7 +30,7 @@ def test_the_one_that_was_used_longest_ago_makes_room(copies: dict[str, Path]) -
     size, told = weights_of(Artifact.load(copies["a"])), []
     models = Models(
         copies, device="cpu", budget=2 * size,
-        opened=lambda name, held, seconds, placement: told.append((name, held)),
+        opened=lambda name, held, seconds, placement, pinned: told.append((name, held, pinned)),
         closed=lambda name, why: told.append((name, why)),
     )  # fmt: skip
     first = models.get("a")
@@ -38,11 +38,11 @@ def test_the_one_that_was_used_longest_ago_makes_room(copies: dict[str, Path]) -
     assert models.get("a") is first
     assert not models.fits("c")
     models.get("c")
-    assert told == [("a", size), ("b", size), ("b", "room for c"), ("c", size)]
+    assert told == [("a", size, False), ("b", size, False), ("b", "room for c"), ("c", size, False)]
     assert "b" not in models
     models.get("a", pinned=True)
     models.get("b")
-    assert told[4:] == [("c", "room for b"), ("b", size)]
+    assert told[4:] == [("a", size, True), ("c", "room for b"), ("b", size, False)]
     models.get("c", pinned=True)
     with pytest.raises(Unsupported, match="0 MB may be opened"):
         models.get("b")
