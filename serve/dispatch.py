@@ -18,6 +18,8 @@ from .worker import WorkerSettings
 
 _BESIDE = Problem("worker_lost", "The process that ran this job was ended for another one.", "Ask for it again.")
 
+_OWN = ("pictures", "tensors", "prompt", "seed", "images", "format", "previews")  # what jobs in one call may differ in
+
 
 @dataclass
 class Hand:
@@ -118,10 +120,11 @@ class Dispatcher(Work):
         """The job whose turn it is, with those that can be done in the same call."""
         first = lane.pop()
         assert first is not None
+        alike, room = _alike(first), self.limits.batch - first.request.cost
         if isinstance(first.request, GenerateRequest):
-            return [first]
-        alike = _alike(first)
-        return [first, *lane.take(lambda job: _alike(job) == alike, self.limits.batch - first.request.cost)]
+            one = first.request.cost // first.request.images
+            room = one * (self.limits.draw - first.request.images)
+        return [first, *lane.take(lambda job: _alike(job) == alike, room)]
 
     def _with(self, job: Job) -> list[Hand]:
         return [hand for hand in self.hands if job in hand.jobs()]
@@ -169,7 +172,7 @@ class Dispatcher(Work):
             self._loaded(model, lambda future: future.set_exception(NotLoaded(reason)))
         blamed, hand.blamed = hand.blamed, None
         for name, jobs in hand.running.items():
-            together = name == "quick" and len(jobs) > 1
+            together = len(jobs) > 1
             for job in list(jobs):
                 if job.cancelled:
                     self._leave(hand, job, State.CANCELLED, CANCELLED)
@@ -191,7 +194,7 @@ class Dispatcher(Work):
 
 
 def _alike(job: Job) -> tuple[Any, ...]:
-    """Jobs for which this is the same can be labelled in one call; tensors are inferred one by one."""
-    given = {k: v for k, v in vars(job.request).items() if k not in ("pictures", "tensors")}
+    """Jobs for which this is the same can be done in one call; tensors are inferred one by one."""
+    given = {k: v for k, v in vars(job.request).items() if k not in _OWN}
     own = job.id if job.kind == "infer" or job.alone else ""
     return (job.kind, *sorted(given.items(), key=lambda item: item[0]), own)

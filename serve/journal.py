@@ -27,6 +27,7 @@ SCHEMA = """
 CREATE TABLE IF NOT EXISTS jobs (
   id TEXT PRIMARY KEY, client TEXT NOT NULL, key TEXT, digest TEXT NOT NULL, request TEXT NOT NULL, state TEXT NOT NULL,
   priority INTEGER NOT NULL, created REAL NOT NULL, started REAL, finished REAL, deadline REAL,
+  step INTEGER NOT NULL DEFAULT 0, steps INTEGER NOT NULL DEFAULT 0,
   problem TEXT, result TEXT, bytes INTEGER NOT NULL DEFAULT 0, expired INTEGER NOT NULL DEFAULT 0
 );
 CREATE UNIQUE INDEX IF NOT EXISTS keys ON jobs (client, key) WHERE key IS NOT NULL;
@@ -155,9 +156,10 @@ class Journal:
                 size = _size_of(place)
                 before = self._db.execute("SELECT bytes FROM jobs WHERE id=?", (job.id,)).fetchone()
                 self._db.execute(
-                    "UPDATE jobs SET state=?, started=?, finished=?, problem=?, result=?, bytes=? WHERE id=?",
+                    "UPDATE jobs SET state=?, started=?, finished=?, step=?, steps=?, problem=?, result=?, bytes=?"
+                    " WHERE id=?",
                     (
-                        job.state.value, job.started, job.finished,
+                        job.state.value, job.started, job.finished, job.step, job.steps,
                         json.dumps(job.problem.to_json()) if job.problem else None, _result_json(job), size, job.id,
                     ),
                 )  # fmt: skip
@@ -245,7 +247,7 @@ class Journal:
         request = request_from_json(json.loads(row["request"]), place if inputs else None)
         job = Job(
             request, row["client"], row["id"], True, row["priority"], row["deadline"], State(row["state"]),
-            row["created"], row["started"], row["finished"],
+            row["created"], row["started"], row["finished"], row["step"], row["steps"],
         )  # fmt: skip
         if row["problem"]:
             job.problem = Problem(**json.loads(row["problem"]))

@@ -41,7 +41,7 @@ class Metrics:
             details = job.result.details if job.result is not None else {}
             for seconds in details.get("timings", {}).get("steps", ()):
                 self._step.labels(job.model).observe(seconds)
-            if "batch" in details:
+            if details.get("place") == 0:  # once a call
                 self._batch.labels(job.model).observe(details["batch"])
 
     def text(self) -> bytes:

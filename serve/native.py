@@ -200,9 +200,12 @@ async def _obey(web: WebSocket, gate: Gate, job: Job) -> None:
 def _model(info: ModelInfo, view: View) -> dict[str, Any]:
     loaded = [
         {
-            "device": device, "bytes": opened.bytes, "seconds": opened.seconds, "placement": opened.placement,
+            "device": device,
+            "bytes": opened.bytes,
+            "seconds": opened.seconds,
+            "placement": opened.placement,
             "pinned": opened.pinned,
-        }  # fmt: skip
+        }
         for device, opened in view.loaded(info.name)
     ]
     return info.to_json() | {"loaded": loaded}

@@ -47,12 +47,13 @@ def make_core(folders: Sequence[Path], settings: Settings, state: Path) -> JobCo
             options=Options(threads=settings.threads),
             budget=settings.memory_budget,
             batch=settings.batch,
+            pixels=settings.pixels,
         )
         for device in devices
     ]
     limits = Limits(
         settings.queue, settings.queue_seconds, settings.timeout, settings.batch, settings.worker_memory,
-        settings.age, settings.size,
+        settings.age, settings.size, settings.draw_batch,
     )  # fmt: skip
     return JobCore(models, state, limits, partial(Dispatcher, workers), tuple(settings.pinned))
 

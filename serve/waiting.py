@@ -66,8 +66,9 @@ class Waiting:
         if held and (len(held) >= self._limit or waits + own > self._seconds):
             first = min(self._rates.seconds(one) for one in held)
             after = max(1.0, running + first, running + waits + own - self._seconds)
+            what = f"{len(held)} jobs wait" if len(held) > 1 else "One job waits"
             raise QueueFull(
-                f"{len(held)} jobs wait, about {waits:.0f} s of work; there is no room for this one.",
+                f"{what}, about {waits:.0f} s of work; there is no room for this one.",
                 f"Ask again in {after:.0f} s.",
                 after,
             )

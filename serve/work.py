@@ -26,8 +26,8 @@ Ended = Callable[[Job, State, Problem | None], None]
 class Limits:
     """What is let in and kept. jobs: that may wait, in each lane. seconds: of work that may wait.
 
-    timeout: seconds that a job may take. batch: pictures that are labelled in one call. memory: resident bytes of a
-    worker; 0: no bound. age: seconds that results are kept. size: bytes of all results.
+    timeout: seconds that a job may take. batch, draw: pictures that are labelled, and drawn, in one call. memory:
+    resident bytes of a worker; 0: no bound. age: seconds that results are kept. size: bytes of all results.
     """
 
     jobs: int = 32
@@ -37,6 +37,7 @@ class Limits:
     memory: int = 0
     age: float = 24 * 3600.0
     size: int = 2_000_000_000
+    draw: int = 1
 
 
 @dataclass(frozen=True)

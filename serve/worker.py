@@ -12,8 +12,8 @@ import queue
 import signal
 import threading
 import time
-from collections import deque
-from collections.abc import Mapping
+from collections import Counter, deque
+from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass, field
 from io import BytesIO
 from multiprocessing.connection import Connection
@@ -26,7 +26,8 @@ from PIL import Image
 from ..core.errors import Cancelled, VitrifyError
 from ..pipelines.images import open_image
 from ..runtimes.base import Options
-from .jobs import Picture, Problem, Result
+from .drawing import Drawing
+from .jobs import Problem, Result
 from .messages import (
     Began,
     Cancel,
@@ -44,17 +45,17 @@ from .messages import (
     Task,
 )
 from .models import Models
+from .pictures import size_of
 from .previews import Preview
 from .requests import ClassifyRequest, GenerateRequest, InferRequest
-
-_QUALITY = {"jpeg": 95, "webp": 90}
 
 
 @dataclass(frozen=True)
 class WorkerSettings:
     """What a worker is started with. paths: model -> folder. budget: bytes of weights. batch: pictures at once.
 
-    nice: how far it steps back for the server, which must answer while it computes.
+    pixels: of pictures that are decoded at once. nice: how far it steps back for the server, which must answer while
+    it computes.
     """
 
     paths: Mapping[str, Path]
@@ -63,6 +64,7 @@ class WorkerSettings:
     options: Options = field(default_factory=Options)
     budget: int = 0
     batch: int = 32
+    pixels: int = 64_000_000
     nice: int = 5
 
 
@@ -155,16 +157,18 @@ class Worker:
             opened = True
             results = self._results(pipeline, tasks)
         except Exception as exc:
-            if opened and len(tasks) > 1 and not isinstance(exc, MemoryError):
-                for task in tasks:  # one bad picture must not fail the others
+            left = [task for task in tasks if task.id in self._known]
+            if opened and len(tasks) > 1 and not isinstance(exc, MemoryError | Cancelled):
+                for task in left:  # one bad picture must not fail the others
                     self._run([task])
                 return
-            for task in tasks:
+            for task in left:
                 self._ended(task.id, Failed(task.id, problem_of(exc)))
             return
         seconds = (time.perf_counter() - start) / len(tasks)
         for task, result in zip(tasks, results, strict=True):
-            self._ended(task.id, Finished(task.id, result, seconds))
+            if task.id in self._known:
+                self._ended(task.id, Finished(task.id, result, seconds))
 
     def _ended(self, id: str, message: Finished | Failed) -> None:
         self._known.discard(id)
@@ -174,47 +178,41 @@ class Worker:
     def _results(self, pipeline: Any, tasks: list[Task]) -> list[Result]:
         request = tasks[0].request
         if isinstance(request, GenerateRequest):
-            return [self._drawn(pipeline, task.id, request) for task in tasks]
+            return self._drawn(pipeline, tasks)
         if isinstance(request, ClassifyRequest):
             return self._labelled(pipeline, [t.request for t in tasks if isinstance(t.request, ClassifyRequest)])
         return [self._inferred(pipeline, t.request) for t in tasks if isinstance(t.request, InferRequest)]
 
-    def _drawn(self, pipeline: Any, id: str, request: GenerateRequest) -> Result:
-        preview = self._preview(request.model, pipeline) if request.previews else None
-        before, last = time.perf_counter(), None
+    def _drawn(self, pipeline: Any, tasks: list[Task]) -> list[Result]:
+        """Of one shape. Together where their prompts are encoded to one length; else the others would change them."""
+        lengths: dict[int, list[int]] = {}
+        for number, task in enumerate(tasks):
+            assert isinstance(task.request, GenerateRequest)
+            lengths.setdefault(len(pipeline.tokenizer.encode(task.request.prompt).ids), []).append(number)
+        found: dict[int, Result] = {}
+        for numbers in lengths.values():
+            drawing = Drawing(pipeline, [tasks[number] for number in numbers], self)
+            found |= dict(zip(numbers, drawing.run(), strict=True))
+        return [found[number] for number in range(len(tasks))]
 
-        def on_step(step: Any) -> None:
-            nonlocal before, last
-            last, now = step.latents, time.perf_counter()
-            shown = preview.draw(step.latents) if preview is not None else None
-            self._pipe.send(Stepped(id, step.number, step.total, now - before, shown))
-            before = now
+    def stepped(self, message: Stepped) -> None:
+        self._pipe.send(message)
 
-        def cancelled() -> bool:
-            nonlocal before
-            start = time.perf_counter()
-            self._between()
-            before += time.perf_counter() - start  # what others took is no part of the step
-            return id in self._cancelled
+    def still_wanted(self, tasks: Sequence[Task]) -> bool:
+        """Between two steps: whether any of these is; those that are no more have ended."""
+        self._between()
+        for task in tasks:
+            if task.id in self._known:
+                self._is_cancelled(task)
+        return any(task.id in self._known for task in tasks)
 
-        result = pipeline.generate(
-            request.prompt,
-            negative_prompt=request.negative_prompt,
-            width=request.width,
-            height=request.height,
-            steps=request.steps,
-            guidance=request.guidance,
-            seed=request.seed,
-            scheduler=request.scheduler,
-            batch=request.images,
-            on_step=on_step,
-            cancel=cancelled,
-        )
-        if preview is not None and last is not None:
-            preview.learn(last, result.images)
-        details = {"seed": result.seed, "parameters": result.parameters, "timings": result.timings}
-        pictures = [encoded(image, request.format) for image in result.images]
-        return Result(pictures=pictures, details={**details, "placement": result.placement})
+    def wanted(self, task: Task) -> bool:
+        return task.id in self._known
+
+    def preview_of(self, model: str, pipeline: Any) -> Preview:
+        if model not in self._previews:
+            self._previews[model] = Preview(pipeline)
+        return self._previews[model]
 
     def _between(self) -> None:
         """Between two steps: what was cancelled, and the classifications that came meanwhile."""
@@ -225,30 +223,33 @@ class Worker:
                 self._do(run)
 
     def _labelled(self, pipeline: Any, requests: list[ClassifyRequest]) -> list[Result]:
-        """All pictures in one call; those who asked alike are together, see `Server`."""
+        """Those who asked alike together, see `Dispatcher`; never more decoded at once than one may be large."""
         first = requests[0]
-        images = [open_image(BytesIO(data)) for request in requests for data in request.pictures]
-        made = pipeline.run(
-            images,
-            top_k=first.top_k,
-            function=first.function,
-            threshold=first.threshold,
-            faces=first.faces,
-            batch=self._settings.batch,
-        )
-        answers = iter(made.answers)
-        details = {"timings": made.timings, "placement": made.placement, "batch": len(images)}
-        return [Result(answers=[next(answers) for _ in request.pictures], details=details) for request in requests]
+        files = [data for request in requests for data in request.pictures]
+        answers: list[Any] = []
+        seconds: Counter[str] = Counter()
+        for part in _parts(files, self._settings.pixels):
+            made = pipeline.run(
+                [open_image(BytesIO(data)) for data in part],
+                top_k=first.top_k,
+                function=first.function,
+                threshold=first.threshold,
+                faces=first.faces,
+                batch=self._settings.batch,
+            )
+            answers += made.answers
+            seconds.update(made.timings)
+        details = {"timings": dict(seconds), "placement": made.placement, "batch": len(files)}
+        given = iter(answers)
+        return [
+            Result(answers=[next(given) for _ in request.pictures], details={**details, "place": place})
+            for place, request in enumerate(requests)
+        ]
 
     def _inferred(self, pipeline: Any, request: InferRequest) -> Result:
         session = pipeline.sessions["model"]
         tensors = session.run({name: np.ascontiguousarray(t) for name, t in request.tensors.items()})
         return Result(tensors={name: np.asarray(value) for name, value in tensors.items()})
-
-    def _preview(self, model: str, pipeline: Any) -> Preview:
-        if model not in self._previews:
-            self._previews[model] = Preview(pipeline)
-        return self._previews[model]
 
     def _is_cancelled(self, task: Task) -> bool:
         if task.id not in self._cancelled:
@@ -257,12 +258,19 @@ class Worker:
         return True
 
 
-def encoded(image: Image.Image, kind: str) -> Picture:
-    """An image as a file: png, jpeg or webp."""
-    out = BytesIO()
-    options = {"quality": _QUALITY[kind]} if kind in _QUALITY else {"compress_level": 4}
-    image.save(out, kind.upper(), **options)
-    return Picture(out.getvalue(), kind)
+def _parts(files: Sequence[bytes], pixels: int) -> Iterator[list[bytes]]:
+    """The files in parts of at most so many pixels each, or of one file."""
+    part: list[bytes] = []
+    left = pixels
+    for data in files:
+        width, height, _ = size_of(data)
+        if part and width * height > left:
+            yield part
+            part, left = [], pixels
+        part.append(data)
+        left -= width * height
+    if part:
+        yield part
 
 
 def problem_of(exc: BaseException) -> Problem:
