@@ -5,7 +5,7 @@ BIN = $(VENV)/bin
 RUN = $(BIN)/python -m
 BENCH ?= bench-output
 
-.PHONY: demo test test-slow test-optimum test-openvino-peers lint bench clean
+.PHONY: demo test test-slow test-optimum test-openvino-peers test-ray lint bench clean
 
 $(VENV)/.ready: pyproject.toml
 	test -x $(BIN)/python || $(PYTHON) -m venv $(VENV)
@@ -21,7 +21,7 @@ demo: $(VENV)/.ready
 	$(RUN) vitrify demo -o demo-output
 
 test: $(VENV)/.ready
-	$(RUN) pytest -m "not slow and not optimum and not openvino_peers"
+	$(RUN) pytest -m "not slow and not optimum and not openvino_peers and not ray"
 
 test-slow: $(VENV)/.ready
 	$(RUN) pytest -m slow
@@ -49,6 +49,18 @@ test-optimum: .venv-optimum/.ready
 
 test-openvino-peers: .venv-openvino-peers/.ready
 	.venv-openvino-peers/bin/python -m pytest -m openvino_peers tests/optimum
+
+# Ray is large, and nothing else needs it; the tests are those of the server, with its other engine
+.venv-ray/.ready: pyproject.toml
+	test -x .venv-ray/bin/python || $(PYTHON) -m venv .venv-ray
+	.venv-ray/bin/pip install -q -U pip
+	.venv-ray/bin/pip install -q torch==2.13.0
+	.venv-ray/bin/pip install -q -e ".[export,onnx,serve,ray]" pytest httpx psutil
+	touch $@
+
+test-ray: .venv-ray/.ready
+	OMP_NUM_THREADS=1 VITRIFY_TEST_ENGINE=ray .venv-ray/bin/python -m pytest -m "not slow" tests/serve/test_ray.py \
+		tests/serve/test_huggingface.py tests/serve/test_openai.py tests/serve/test_a1111.py tests/serve/test_inference_v2.py
 
 bench: $(VENV)/.ready
 	$(RUN) vitrify.bench.first --work $(BENCH)

@@ -10,9 +10,9 @@ import typer
 
 from . import screen
 from .arguments import Json, Offline, RuntimeOption, Threads
-from .core.errors import MissingDependency
+from .core.errors import MissingDependency, UsageError
 
-_LIMITS, _SAFETY = "Limits", "Who may call"
+_LIMITS, _SAFETY, _RAY = "Limits", "Who may call", "Engine"
 
 
 class Engine(StrEnum):
@@ -52,7 +52,15 @@ def serve(
     no_keys: Annotated[
         bool, typer.Option("--no-keys", help="Listen on a public address without keys.", rich_help_panel=_SAFETY)
     ] = False,
-    engine: Annotated[Engine, typer.Option(help="local, or ray for several machines.")] = Engine.LOCAL,
+    engine: Annotated[
+        Engine, typer.Option(help="local, or ray for replicas and several machines.", rich_help_panel=_RAY)
+    ] = Engine.LOCAL,
+    replicas: Annotated[
+        str | None, typer.Option(help="Of each part: 2, or 1-4 to scale; default 2.", rich_help_panel=_RAY)
+    ] = None,
+    ray_address: Annotated[
+        str | None, typer.Option(help="Of a cluster that runs; default: one is started here.", rich_help_panel=_RAY)
+    ] = None,
     offline: Offline = False,
     json: Json = False,
 ) -> None:
@@ -71,13 +79,15 @@ def serve(
         "queue": queue, "timeout": timeout, "memory_budget": memory_budget, "worker_memory": worker_memory,
         "rate": rate, "grace": grace, "pinned": pin, "keys": keys, "no_keys": no_keys or None,
     }  # fmt: skip
+    if engine is not Engine.RAY and (replicas or ray_address):
+        raise UsageError("--replicas and --ray-address are of another engine.", "Add --engine ray.")
     settings = Settings.read(config, **given)
     with screen.progress() as report:
         folders = [artifact_for(model, offline=True if offline else None, report=report).root for model in models]
     if engine is Engine.RAY:
-        from .serve.on_ray import run_on_ray  # type: ignore[import-not-found]
+        from .serve.on_ray import run_on_ray
 
-        run_on_ray(folders, settings)
+        run_on_ray(folders, settings, replicas=replicas or "2", address=ray_address, json_logs=json)
         return
     run_server(folders, settings, json_logs=json)
 

@@ -76,11 +76,10 @@ def router(gate: Gate) -> APIRouter:
     """Routes below /sdapi/v1."""
     routes = APIRouter(prefix="/sdapi/v1", tags=["AUTOMATIC1111"])
     core = gate.core
-    chosen: dict[str, dict[str, str]] = {}  # client -> the options that it set
 
-    def settings(client: str, override: Mapping[str, Any] | None = None) -> tuple[ModelInfo, str, list[str]]:
+    async def settings(client: str, override: Mapping[str, Any] | None = None) -> tuple[ModelInfo, str, list[str]]:
         """The model, the pictures' format, and the names of overridden settings that are not done."""
-        options: dict[str, Any] = {**chosen.get(client, {}), **(override or {})}
+        options: dict[str, Any] = {**await core.options(client), **(override or {})}
         other = [f"override_settings.{name}" for name, value in (override or {}).items() if name not in _OPTIONS]
         title = options.get("sd_model_checkpoint")
         info = drawer(core, None) if title in (None, "") else _titled(core.models, title)
@@ -91,7 +90,7 @@ def router(gate: Gate) -> APIRouter:
         """Draw. An interrupted job gives no pictures, and says so in its info."""
         client = gate.client(http)
         body = read(Txt2Img, await gate.json(http))
-        info, form, unknown = settings(client, body.override_settings)
+        info, form, unknown = await settings(client, body.override_settings)
         ours, followed = sampler(body.sampler_name or body.sampler_index, body.scheduler)
         fields = body.model_dump(include={"prompt", "negative_prompt", "steps", "width", "height"}) | {
             "seed": None if body.seed == -1 else body.seed, "guidance": body.cfg_scale, "scheduler": ours,
@@ -158,7 +157,7 @@ def router(gate: Gate) -> APIRouter:
     @routes.get("/options")
     async def options(http: Request) -> dict[str, Any]:
         """The caller's options."""
-        info, form, _ = settings(gate.client(http))
+        info, form, _ = await settings(gate.client(http))
         return {
             "sd_model_checkpoint": _title(info), "sd_checkpoint_hash": info.id, "sd_vae": "Automatic",
             "samples_format": form, "CLIP_stop_at_last_layers": 1,
@@ -169,12 +168,12 @@ def router(gate: Gate) -> APIRouter:
         """Choose the model and the pictures' format, for this caller; other options are named and have no effect."""
         client = gate.client(http)
         given = await gate.json(http)
-        mine = dict(chosen.get(client, {}))
+        mine = {}
         if "sd_model_checkpoint" in given:
             mine["sd_model_checkpoint"] = _titled(core.models, given["sd_model_checkpoint"]).name
         if "samples_format" in given:
             mine["samples_format"] = _format(given["samples_format"])
-        chosen[client] = mine
+        await core.set_options(client, mine)
         return {"not_supported": [name[:80] for name in given if name not in _OPTIONS][:100]}
 
     @routes.get("/sd-models")
@@ -221,13 +220,13 @@ def router(gate: Gate) -> APIRouter:
     @routes.post("/unload-checkpoint")
     async def unload(http: Request) -> dict[str, Any]:
         """Free the memory of the caller's model, once what runs is done."""
-        core.close(settings(gate.client(http))[0].name)
+        core.close((await settings(gate.client(http)))[0].name)
         return {}
 
     @routes.post("/reload-checkpoint")
     async def reload(http: Request) -> dict[str, Any]:
         """Load the caller's model now."""
-        await core.open(settings(gate.client(http))[0].name)
+        await core.open((await settings(gate.client(http)))[0].name)
         return {}
 
     @routes.post("/refresh-checkpoints")

@@ -13,9 +13,9 @@ from starlette.exceptions import HTTPException
 
 from ..core.errors import VitrifyError
 from . import a1111, huggingface, inference_v2, native, openai, page, reference
-from .core import JobCore
 from .errors import BadRequest, NoSuchPath, status_of
 from .gate import Gate, headers_of
+from .interface import Core
 from .metrics import CONTENT_TYPE
 from .safety import Safety
 from .settings import Settings
@@ -25,7 +25,7 @@ Shape = Callable[[VitrifyError], dict[str, object]]
 """An error as a protocol's clients read it."""
 
 
-def create_app(core: JobCore, settings: Settings) -> FastAPI:
+def create_app(core: Core, settings: Settings) -> FastAPI:
     """The application. Who runs it starts and stops the core."""
 
     app = FastAPI(title="vitrify", docs_url=None, redoc_url=None)

@@ -15,7 +15,8 @@ from typing import Any, TypeVar
 
 from ..core.errors import DiskError, VitrifyError
 from .catalogue import ModelInfo
-from .errors import Draining, ExpiredJob, UnknownModel, Unsupported
+from .errors import Draining, ExpiredJob, Unsupported
+from .interface import Core
 from .jobs import Job, Picture, Problem, State
 from .journal import Journal, unknown_job
 from .messages import Opened
@@ -27,10 +28,11 @@ log = logging.getLogger("vitrify.serve")
 T = TypeVar("T")
 _GRACE = 5.0  # seconds that a job has to stop after its deadline, before its worker is killed
 _REMEMBERED = 1000  # jobs that ended with their connection
+_CLIENTS = 10_000  # whose options are remembered
 _PRUNE = 60.0  # seconds between two looks at what is too old
 
 
-class JobCore:
+class JobCore(Core):
     """Jobs of all protocols.
 
     Args:
@@ -58,6 +60,7 @@ class JobCore:
         self._ended: OrderedDict[str, Job] = OrderedDict()  # of those that nobody keeps, how they ended
         self._waiters: dict[str, list[asyncio.Future[None]]] = {}
         self._timers: dict[str, asyncio.TimerHandle] = {}
+        self._chosen: OrderedDict[str, dict[str, str]] = OrderedDict()  # by client
         self._background: set[asyncio.Task[Any]] = set()
         self._pruning: asyncio.Task[None] | None = None
 
@@ -161,12 +164,6 @@ class JobCore:
         self._enter(job)
         return job
 
-    def model(self, name: str) -> ModelInfo:
-        """Raises UnknownModel."""
-        if name not in self.models:
-            raise UnknownModel(f"No model {name[:80]!r} is served.", f"Ask for one of {', '.join(self.models)}.")
-        return self.models[name]
-
     async def get(self, id: str, client: str) -> Job:
         """A job that this client may see.
 
@@ -236,6 +233,16 @@ class JobCore:
         """Unload a model, once what runs is done. Raises UnknownModel."""
         self.model(name)
         self._work.close(name)
+
+    async def options(self, client: str) -> dict[str, str]:
+        """What this client has chosen, by name; forgotten when the server ends."""
+        return dict(self._chosen.get(client, {}))
+
+    async def set_options(self, client: str, chosen: Mapping[str, str]) -> None:
+        """Remember what it chooses, besides what it chose before."""
+        self._chosen[client] = self._chosen.pop(client, {}) | dict(chosen)
+        if len(self._chosen) > _CLIENTS:
+            self._chosen.popitem(last=False)
 
     def _enter(self, job: Job) -> None:
         if job.deadline is not None:

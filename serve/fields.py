@@ -9,8 +9,8 @@ from pydantic import BaseModel, ValidationError
 
 from .asked import GenerateBody
 from .catalogue import ModelInfo
-from .core import JobCore
 from .errors import BadField, Unsupported
+from .interface import Core
 from .requests import GenerateRequest
 
 M = TypeVar("M", bound=BaseModel)
@@ -42,7 +42,7 @@ def _where(path: tuple[int | str, ...], names: Mapping[str, str]) -> str:
     return said.encode("utf-8", "backslashreplace").decode()[:_LONGEST]  # half a surrogate pair cannot be sent back
 
 
-def drawer(core: JobCore, name: str | None) -> ModelInfo:
+def drawer(core: Core, name: str | None) -> ModelInfo:
     """The model of this name, which can draw; without a name the first that can.
 
     Raises:

@@ -14,8 +14,8 @@ from typing import Any
 from fastapi import Request as HttpRequest
 
 from ..core.errors import VitrifyError
-from .core import JobCore
 from .errors import BadRequest, RateLimited, TooLarge, Unsupported, status_of
+from .interface import Core
 from .jobs import Job, Problem, State
 from .keys import Keys
 from .requests import Request
@@ -38,7 +38,7 @@ class JobFailed(VitrifyError):
 class Gate:
     """Keys, rates and limits in front of the job core."""
 
-    def __init__(self, core: JobCore, settings: Settings) -> None:
+    def __init__(self, core: Core, settings: Settings) -> None:
         self.core, self.settings = core, settings
         self.keys = Keys(settings.keys)
         self._buckets: OrderedDict[str, tuple[float, float]] = OrderedDict()
@@ -100,7 +100,7 @@ class Gate:
         """Submit a job and wait for its result; a client that leaves cancels it.
 
         Raises:
-            JobFailed: what it failed with. QueueFull, Draining and what else `JobCore.submit` raises.
+            JobFailed: what it failed with. QueueFull, Draining and what else `Core.submit` raises.
         """
         job = await self.core.submit(request, client, timeout=timeout)
         return await self.wait(http, job)

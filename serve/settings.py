@@ -29,7 +29,7 @@ class Settings(BaseSettings):
     queue: int = Field(32, ge=1, description="Jobs that may wait, pictures and labels apart.")
     queue_seconds: float = Field(600, gt=0, description="Work that may wait, by the measured speed.")
     timeout: float = Field(600, gt=0, description="A job may take.")
-    batch: int = Field(32, ge=1, description="Pictures that are labelled in one call.")
+    batch: int = Field(8, ge=1, description="Pictures that are labelled in one call.")
     draw_batch: int = Field(1, ge=1, description="Pictures of one shape that are drawn in one call, of several jobs.")
     rate: float = Field(0, ge=0, description="Requests a minute that a client may send; 0: no limit.")
     memory_budget: int = Field(0, ge=0, description="Weights that may be open at once; 0: no bound.")

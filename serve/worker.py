@@ -18,7 +18,7 @@ from dataclasses import dataclass, field
 from io import BytesIO
 from multiprocessing.connection import Connection
 from pathlib import Path
-from typing import Any
+from typing import Any, Protocol
 
 import numpy as np
 from PIL import Image
@@ -68,6 +68,16 @@ class WorkerSettings:
     nice: int = 5
 
 
+class Pipe(Protocol):
+    """The worker's end: of a pipe between processes, or of queues within one, as Ray's replicas have it."""
+
+    def recv(self) -> Any:
+        """Raises EOFError, OSError: the other end is gone."""
+        ...
+
+    def send(self, message: Any) -> None: ...
+
+
 def main(pipe: Connection, settings: WorkerSettings) -> None:
     """The process's own main function: runs until it is told to stop, or the server is gone."""
     signal.signal(signal.SIGINT, signal.SIG_IGN)  # Ctrl-C reaches the whole group; the server says when to end
@@ -81,7 +91,7 @@ def main(pipe: Connection, settings: WorkerSettings) -> None:
 class Worker:
     """Jobs in their order. A thread of its own reads the pipe, so that the server never waits to be heard."""
 
-    def __init__(self, pipe: Connection, settings: WorkerSettings) -> None:
+    def __init__(self, pipe: Pipe, settings: WorkerSettings) -> None:
         self._pipe, self._settings = pipe, settings
         self._models = Models(
             settings.paths,

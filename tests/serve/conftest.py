@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import io
+import os
 import signal
 import socket
 import subprocess
@@ -20,6 +21,7 @@ pytest.importorskip("fastapi", reason="needs the extra serve")
 httpx = pytest.importorskip("httpx", reason="needs httpx")
 
 _START = 120  # seconds that a server has to be ready
+ENGINE = os.environ.get("VITRIFY_TEST_ENGINE", "local")  # make test-ray sets it: the same tests, on Ray
 
 
 @dataclass
@@ -93,7 +95,9 @@ def start_server(
         made = {name: add_key(folder / "keys.json", name) for name in keys}
         port = free_port()
         command = [sys.executable, "-m", "vitrify", "serve", *models]
-        command += ["--port", port, "--state", state or folder / "state", "--device", "cpu", "--threads", 1, *options]
+        command += ["--port", port, "--state", state or folder / "state", "--device", "cpu", "--threads", 1]
+        command += ["--engine", "ray", "--replicas", "2"] if ENGINE == "ray" else []
+        command += options
         command += ["--keys", folder / "keys.json"] if keys else []
         log = folder / "log"
         with log.open("wb") as out:
@@ -113,7 +117,7 @@ def start_server(
             server.process.send_signal(signal.SIGTERM)
         for server in running:
             try:
-                server.process.wait(30)
+                server.process.wait(60)
             except subprocess.TimeoutExpired:
                 server.process.kill()
                 server.process.wait()
