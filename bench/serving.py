@@ -131,15 +131,18 @@ def throughput(artifact: Path, picture: bytes) -> dict[str, float]:
             rates[batch] = batch / statistics.median(times(lambda pixels=pixels: session.run(pixels), 5))  # type: ignore[misc]
     best = max(rates, key=lambda batch: rates[batch])
     with served(artifact) as port:
-        counts = [0] * CLIENTS
+        counts, failed = [0] * CLIENTS, list[Exception]()
         warm = threading.Event()
         over = threading.Event()
 
         def ask(number: int) -> None:
             client = Client(port)
-            while not over.is_set():
-                client.call("POST", f"/models/{artifact.name}", picture)
-                counts[number] += warm.is_set()
+            try:
+                while not over.is_set():
+                    client.call("POST", f"/models/{artifact.name}", picture)
+                    counts[number] += warm.is_set()
+            except (VitrifyError, OSError) as exc:
+                failed.append(exc)
 
         threads = [threading.Thread(target=ask, args=(number,)) for number in range(CLIENTS)]
         for thread in threads:
@@ -152,6 +155,8 @@ def throughput(artifact: Path, picture: bytes) -> dict[str, float]:
         over.set()
         for thread in threads:
             thread.join()
+        if failed:
+            raise failed[0]
     found = {"best_batch": float(best), "bare_per_s": rates[best], "served_per_s": done / taken}
     return found | {"share": found["served_per_s"] / rates[best]}
 

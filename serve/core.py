@@ -17,12 +17,12 @@ from ..core.errors import DiskError, VitrifyError
 from .catalogue import ModelInfo
 from .errors import Draining, ExpiredJob, Unsupported
 from .interface import Core
-from .jobs import Job, Picture, Problem, State
+from .jobs import CANCELLED, Job, Picture, Problem, State
 from .journal import Journal, unknown_job
 from .messages import Opened
 from .metrics import Metrics
 from .requests import Request
-from .work import CANCELLED, Changed, Ended, Limits, View, Work
+from .work import Changed, Ended, Limits, View, Work
 
 log = logging.getLogger("vitrify.serve")
 T = TypeVar("T")
@@ -173,7 +173,7 @@ class JobCore(Core):
         assert self._journal is not None
         job = self._jobs.get(id) or self._ended.get(id)
         if job is None:
-            job = await self._written(self._journal.load, id)
+            job = await self._written(self._journal.load, id, client)
         if job.client != client:
             raise unknown_job(id)
         return job
@@ -255,7 +255,7 @@ class JobCore(Core):
         self._work.enter(job)
 
     def _changed(self, event: str, job: Job) -> None:
-        if event == "started" and job.durable and self._journal is not None:
+        if event in ("started", "requeued") and job.durable and self._journal is not None:
             self._do(self._written(self._journal.save, replace(job)))
         self._tell(job)
         self._metrics.told(event, job)
@@ -286,7 +286,10 @@ class JobCore(Core):
         assert self._journal is not None
         try:
             await self._written(self._journal.save, replace(job, state=state, problem=problem, finished=time.time()))
-        except DiskError as exc:
+        except Exception as exc:  # whatever it is, those who wait must hear of an end
+            if not isinstance(exc, VitrifyError):
+                log.exception("a fault of the server")
+                exc = DiskError(f"The result cannot be kept: {type(exc).__name__}.", "Report it with the server's log.")
             self._unsaved[job.id] = job
             job.result = None
             self._settle(job, State.FAILED, Problem(exc.code, exc.what, exc.fix))
@@ -351,6 +354,8 @@ class JobCore(Core):
                 await work
             except VitrifyError as exc:
                 log.error("not done", extra={"code": exc.code, "what": exc.what})
+            except Exception:
+                log.exception("a fault of the server")
 
         task = asyncio.ensure_future(doing())
         self._background.add(task)
@@ -358,7 +363,12 @@ class JobCore(Core):
 
     async def _written(self, work: Callable[..., T], *given: Any, **named: Any) -> T:
         """Run what touches the disk in the journal's own thread, one thing after the other."""
-        return await asyncio.get_running_loop().run_in_executor(self._disk, lambda: work(*given, **named))
+        try:
+            return await asyncio.get_running_loop().run_in_executor(self._disk, lambda: work(*given, **named))
+        except RuntimeError as exc:
+            if not self.draining:
+                raise
+            raise Draining("The server is stopping.", "Ask again in a moment.", 5.0) from exc  # the journal is closed
 
 
 def _late_problem(job: Job) -> Problem:

@@ -8,15 +8,27 @@ from collections.abc import Callable, Sequence
 from dataclasses import dataclass, field
 from typing import Any
 
-from .jobs import Job, Problem, State
-from .messages import Began, Cancel, Close, Closed, Failed, Finished, NotOpened, Open, Opened, Run, Stepped, Task
+from .jobs import CANCELLED, STOPPED, Job, Problem, State
+from .messages import (
+    Began,
+    Cancel,
+    Close,
+    Closed,
+    Failed,
+    Finished,
+    NotOpened,
+    Open,
+    Opened,
+    Run,
+    Started,
+    Stepped,
+    Task,
+)
 from .requests import GenerateRequest
 from .supervisor import Supervisor
 from .waiting import Waiting
-from .work import CANCELLED, LANES, STOPPED, Changed, Ended, Limits, NotLoaded, Work, WorkerView
+from .work import LANES, Changed, Ended, Limits, NotLoaded, Work, WorkerView
 from .worker import WorkerSettings
-
-_BESIDE = Problem("worker_lost", "The process that ran this job was ended for another one.", "Ask for it again.")
 
 _OWN = ("pictures", "tensors", "prompt", "seed", "images", "format", "previews")  # what jobs in one call may differ in
 
@@ -47,6 +59,7 @@ class Dispatcher(Work):
         self.hands = [Hand(Supervisor(one, hear=self._hear, lost=self._lost, memory=limits.memory)) for one in workers]
         self._by_worker = {id(hand.worker): hand for hand in self.hands}
         self._loading: dict[str, list[asyncio.Future[Opened]]] = {}
+        self._pinned: set[str] = set()
         self._stopping = False
 
     def start(self) -> None:
@@ -58,7 +71,10 @@ class Dispatcher(Work):
         await asyncio.gather(*(hand.worker.stop(grace) for hand in self.hands))
         for hand in self.hands:
             for job in hand.jobs():
-                self._leave(hand, job, State.INTERRUPTED, STOPPED)
+                if job.durable and job.started is None:
+                    hand.remove(job)  # in the journal it still waits
+                else:
+                    self._leave(hand, job, State.INTERRUPTED, STOPPED)
         for model in list(self._loading):
             self._loaded(model, lambda future: future.set_exception(NotLoaded(STOPPED)))
 
@@ -84,11 +100,19 @@ class Dispatcher(Work):
 
     def kill(self, job: Job, problem: Problem) -> None:
         for hand in self._with(job):
+            if job.started is None and any(one.started is not None for one in hand.jobs()):
+                self._leave(hand, job, State.FAILED, problem)  # it waits behind what runs, which is not to blame
+                self.pump()
+                continue
             hand.blamed = job
             hand.worker.kill(problem)
 
     async def open(self, model: str, *, pinned: bool) -> Opened:
-        """On the first device; many who ask at once load it once."""
+        """On the first device, a pinned one on all; many who ask at once load it once."""
+        if pinned:
+            self._pinned.add(model)
+            for other in self.hands[1:]:
+                other.worker.send(Open(model, True))
         hand = self.hands[0]
         if model in hand.models and not pinned:
             return hand.models[model]
@@ -98,6 +122,7 @@ class Dispatcher(Work):
         return await future
 
     def close(self, model: str) -> None:
+        self._pinned.discard(model)
         for hand in self.hands:
             if model in hand.models:
                 hand.worker.send(Close(model))
@@ -132,7 +157,10 @@ class Dispatcher(Work):
     def _hear(self, worker: Supervisor, message: Any) -> None:
         hand = self._by_worker[id(worker)]
         given = {job.id: job for job in hand.jobs()}
-        if isinstance(message, Began):
+        if isinstance(message, Started):
+            for model in self._pinned:
+                worker.send(Open(model, True))
+        elif isinstance(message, Began):
             for job in [given[id] for id in message.ids if id in given]:
                 if job.started is None:
                     job.state, job.started = State.RUNNING, time.time()
@@ -162,9 +190,8 @@ class Dispatcher(Work):
         self.pump()
 
     def _lost(self, worker: Supervisor, reason: Problem) -> None:
-        """A worker ended: what it had not begun waits again, and so, once and alone, does what shared a call.
-
-        The rest fails with the reason.
+        """A worker ended: what it had not begun waits again, and so does what it was not ended for: where one job hung
+        all others, else, once and alone, what shared a call. The rest fails with the reason.
         """
         hand = self._by_worker[id(worker)]
         hand.models.clear()
@@ -176,12 +203,14 @@ class Dispatcher(Work):
             for job in list(jobs):
                 if job.cancelled:
                     self._leave(hand, job, State.CANCELLED, CANCELLED)
-                elif job.started is None or (together and job is not blamed):
+                elif job.started is None or (job is not blamed and (together or blamed is not None)):
                     job.alone, job.started, job.state = job.alone or together, None, State.QUEUED
+                    job.step, job.steps, job.eta, job.preview = 0, 0, None, None
                     jobs.remove(job)
                     self.lanes[name].push(job)
+                    self.changed("requeued", job)
                 else:
-                    self._leave(hand, job, State.FAILED, reason if blamed in (None, job) else _BESIDE)
+                    self._leave(hand, job, State.FAILED, reason)
 
     def _loaded(self, model: str, told: Callable[[asyncio.Future[Opened]], None]) -> None:
         for future in self._loading.pop(model, []):

@@ -58,8 +58,13 @@ class Drawing:
         if self._preview is not None and self._last is not None:
             self._preview.learn(self._last, made.images)
         results = []
-        for request, rows in self._rows():
-            details = {"seed": seeds[rows.start], "parameters": made.parameters[rows], "timings": made.timings}
+        for place, (request, rows) in enumerate(self._rows()):
+            details = {
+                "place": place,
+                "seed": seeds[rows.start],
+                "parameters": made.parameters[rows],
+                "timings": made.timings,
+            }
             pictures = [encoded(image, request.format) for image in made.images[rows]]
             results.append(Result(pictures=pictures, details={**details, "placement": made.placement}))
         return results

@@ -95,24 +95,6 @@ class Draining(RetryLater):
     code = "draining"
 
 
-class WorkerLost(RetryLater):
-    """The process that ran the job ended: it crashed, hung or used too much memory."""
-
-    code = "worker_lost"
-
-
-class DeadlinePassed(VitrifyError):
-    """The job was not done in the time that it had."""
-
-    code = "deadline"
-
-
-class OutOfMemory(VitrifyError):
-    """The job needed more memory than the worker may use."""
-
-    code = "out_of_memory"
-
-
 class Conflict(VitrifyError):
     """The Idempotency-Key was used for another request."""
 

@@ -12,9 +12,10 @@ from collections.abc import Mapping
 from typing import Any
 
 from fastapi import Request as HttpRequest
+from starlette.requests import HTTPConnection
 
 from ..core.errors import VitrifyError
-from .errors import BadRequest, RateLimited, TooLarge, Unsupported, status_of
+from .errors import BadRequest, RateLimited, RetryLater, TooLarge, Unsupported, status_of
 from .interface import Core
 from .jobs import Job, Problem, State
 from .keys import Keys
@@ -24,6 +25,8 @@ from .settings import Settings
 DEPTH = 32  # of JSON
 _MOST = {b"[": 100_000, b"{": 100_000, b":": 100_000, b",": 5_000_000}  # in JSON: reading it takes memory and time
 _NO_BRACKETS = bytes(set(range(256)) - set(b"[]{}"))
+_AT_ONCE = 8  # of the largest bodies, that all clients together may be sending
+_IN_A_THREAD = 1_000_000  # bytes of JSON whose reading others would notice
 _CLIENTS = 10_000  # whose rates are remembered
 
 
@@ -41,9 +44,10 @@ class Gate:
     def __init__(self, core: Core, settings: Settings) -> None:
         self.core, self.settings = core, settings
         self.keys = Keys(settings.keys)
+        self._coming = 0  # bytes of bodies that are being read
         self._buckets: OrderedDict[str, tuple[float, float]] = OrderedDict()
 
-    def client(self, http: HttpRequest) -> str:
+    def client(self, http: HTTPConnection) -> str:
         """Who asks. Called before a body is read.
 
         Raises:
@@ -70,7 +74,8 @@ class Gate:
         """The body, counted while it comes.
 
         Raises:
-            TooLarge: more bytes than the limit, said or sent. Unsupported: it is compressed.
+            TooLarge: more bytes than the limit, said or sent. RetryLater: others send too much. Unsupported: it is
+                compressed.
         """
         limit = limit or self.settings.body
         packed = http.headers.get("content-encoding", "identity").strip().lower()
@@ -81,12 +86,18 @@ class Gate:
         if said.isdigit() and int(said) > limit:
             raise too_large
         parts, size = [], 0
-        async for part in http.stream():
-            size += len(part)
-            if size > limit:
-                raise too_large
-            parts.append(part)
-        return b"".join(parts)
+        try:
+            async for part in http.stream():
+                size += len(part)
+                self._coming += len(part)
+                if size > limit:
+                    raise too_large
+                if self._coming > _AT_ONCE * self.settings.body:
+                    raise RetryLater("Others send too much at this moment.", "Ask again in a second.")
+                parts.append(part)
+            return b"".join(parts)
+        finally:
+            self._coming -= size
 
     async def json(self, http: HttpRequest, limit: int | None = None) -> dict[str, Any]:
         """The body as a JSON object.
@@ -94,7 +105,8 @@ class Gate:
         Raises:
             BadRequest: it is none, or nested too deep. TooLarge.
         """
-        return parsed(await self.body(http, limit))
+        data = await self.body(http, limit)
+        return parsed(data) if len(data) < _IN_A_THREAD else await asyncio.to_thread(parsed, data)
 
     async def run(self, http: HttpRequest, request: Request, client: str, *, timeout: float | None = None) -> Job:
         """Submit a job and wait for its result; a client that leaves cancels it.

@@ -5,6 +5,7 @@ Sources: the protocol's REST description and its binary tensor data extension, a
 
 from __future__ import annotations
 
+import asyncio
 import json
 from collections.abc import Mapping
 from typing import Annotated, Any
@@ -128,10 +129,8 @@ def router(gate: Gate) -> APIRouter:
         info = _model(gate, name, version)
         if info.inputs is None or info.outputs is None:
             raise Unsupported(f"{name} takes no tensors.", f"It can {' and '.join(info.kinds)}.")
-        if http.headers.get("content-encoding", "identity") != "identity":
-            raise Unsupported("Compressed bodies are not taken.", "Send it as it is.")
         head, rest = _split(await gate.body(http), http.headers.get(_LENGTH))
-        body = read(Inference, parsed(head))
+        body = read(Inference, await asyncio.to_thread(parsed, head))
         outputs = _outputs(info.outputs, body)
         request = InferRequest(info.name, _tensors(info.inputs, body.inputs, rest))
         within = body.parameters.timeout if body.parameters is not None else None

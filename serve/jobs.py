@@ -38,6 +38,10 @@ class Problem:
         return {"code": self.code, "what": self.what, "fix": self.fix}
 
 
+CANCELLED = Problem("cancelled", "The job was cancelled.", "Ask for it again.")
+STOPPED = Problem("interrupted", "The server ended while this job ran.", "Ask for it again.")
+
+
 @dataclass(frozen=True)
 class Picture:
     """An encoded picture. source: its bytes, or the file that holds them. kind: png, jpeg or webp."""
@@ -69,7 +73,7 @@ class Result:
     details: dict[str, Any] = field(default_factory=dict)
 
 
-@dataclass
+@dataclass(eq=False)  # a job is itself: requests hold arrays, which have no one answer to ==
 class Job:
     """One request on its way. Times are seconds since the epoch.
 

@@ -20,7 +20,7 @@ from filelock import FileLock, Timeout
 
 from ..core.errors import DiskError, UsageError
 from .errors import Conflict, ExpiredJob, UnknownJob
-from .jobs import Job, Picture, Problem, Result, State
+from .jobs import STOPPED, Job, Picture, Problem, Result, State
 from .requests import ClassifyRequest, GenerateRequest, request_from_json
 
 SCHEMA = """
@@ -169,14 +169,14 @@ class Journal:
                 (place / f"output-{number}").unlink(missing_ok=True)
             raise
 
-    def load(self, id: str) -> Job:
-        """A job with what it gave; of its pictures, where they are.
+    def load(self, id: str, client: str) -> Job:
+        """A job of this client with what it gave; of its pictures, where they are.
 
         Raises:
             UnknownJob: there was none. ExpiredJob: its results were removed.
         """
         row = self._db.execute("SELECT * FROM jobs WHERE id=?", (id,)).fetchone()
-        if row is None:
+        if row is None or row["client"] != client:
             raise unknown_job(id)
         if row["expired"]:
             raise ExpiredJob(f"The results of job {id} were removed.", "Ask for it again.")
@@ -194,11 +194,13 @@ class Journal:
 
         What waits and cannot be read any more failed. Folders that belong to no job are removed.
         """
-        problem = Problem("interrupted", "The server ended while this job ran.", "Ask for it again.")
         lost = Problem("disk", "The job's pictures are gone.", "Ask for it again.")
         found = []
         with _disk(self.folder):
-            self._ended(State.INTERRUPTED, problem, "state=?", State.RUNNING.value)
+            for row in self._db.execute("SELECT id FROM jobs WHERE state=?", (State.RUNNING.value,)).fetchall():
+                for file in self._place(row["id"]).glob("input-*"):
+                    file.unlink()
+            self._ended(State.INTERRUPTED, STOPPED, "state=?", State.RUNNING.value)
             rows = self._db.execute("SELECT * FROM jobs WHERE state=? ORDER BY created", (State.QUEUED.value,))
             for row in rows.fetchall():
                 try:

@@ -39,9 +39,10 @@ class Metrics:
             if job.started is not None and job.finished is not None:
                 self._run.labels(job.model, job.kind).observe(job.finished - job.started)
             details = job.result.details if job.result is not None else {}
-            for seconds in details.get("timings", {}).get("steps", ()):
+            first = details.get("place") == 0  # of those in one call, which has its times once
+            for seconds in details.get("timings", {}).get("steps", ()) if first else ():
                 self._step.labels(job.model).observe(seconds)
-            if details.get("place") == 0:  # once a call
+            if first and "batch" in details:
                 self._batch.labels(job.model).observe(details["batch"])
 
     def text(self) -> bytes:

@@ -10,6 +10,7 @@ from pathlib import Path
 from typing import Any
 
 from ..core.artifact import Artifact
+from ..core.errors import VitrifyError
 from ..pipelines.load import load, open_artifact
 from ..runtimes.base import Options
 from .errors import UnknownModel, Unsupported
@@ -73,7 +74,10 @@ class Models:
         if name in self._held or not self._budget or name not in self._paths:
             return True
         held = sum(one.bytes for one in self._held.values())
-        return held + weights_of(open_artifact(self._paths[name])) <= self._budget
+        try:
+            return held + weights_of(open_artifact(self._paths[name])) <= self._budget
+        except VitrifyError:
+            return True  # its own load says what is wrong
 
     def close(self, name: str, why: str = "it was asked for") -> bool:
         """Whether it was open."""

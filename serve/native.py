@@ -94,20 +94,18 @@ def router(gate: Gate) -> APIRouter:
     async def socket(web: WebSocket, id: str) -> None:
         """The same through a WebSocket; the message "cancel" stops the job."""
         try:
-            found = await core.get(id, gate.keys.client(web.headers.get("authorization")))
+            found = await core.get(id, gate.client(web))
         except VitrifyError as exc:
             await web.close(4404, exc.what[:100])
             return
         await web.accept()
-        listening = asyncio.ensure_future(_obey(web, gate, found))
-        try:
-            async for seen in core.events(found):
-                await web.send_json(shown(seen, preview=True))
-            await web.close()
-        except (WebSocketDisconnect, RuntimeError):
-            return
-        finally:
-            listening.cancel()
+        both = [asyncio.ensure_future(way(web, gate, found)) for way in (_follow, _obey)]
+        await asyncio.wait(both, return_when=asyncio.FIRST_COMPLETED)
+        for way in both:
+            way.cancel()
+        for ended in await asyncio.gather(*both, return_exceptions=True):
+            if isinstance(ended, Exception) and not isinstance(ended, WebSocketDisconnect | RuntimeError):
+                raise ended
 
     @routes.get("/models")
     async def models(http: Request) -> dict[str, Any]:
@@ -178,22 +176,33 @@ def shown(job: Job, *, preview: bool = False) -> dict[str, Any]:
 async def _stream(gate: Gate, job: Job) -> AsyncIterator[str]:
     seen = aiter(gate.core.events(job))
     coming: asyncio.Future[Job] | None = None
-    while True:
-        coming = coming or asyncio.ensure_future(anext(seen))
-        try:
-            now = await asyncio.wait_for(asyncio.shield(coming), _ALIVE)
-        except TimeoutError:
-            yield ": still here\n\n"
-            continue
-        except StopAsyncIteration:
-            return
-        coming = None
-        yield f"event: {now.state.value}\ndata: {json.dumps(shown(now, preview=True))}\n\n"
+    try:
+        while True:
+            coming = coming or asyncio.ensure_future(anext(seen))
+            try:
+                now = await asyncio.wait_for(asyncio.shield(coming), _ALIVE)
+            except TimeoutError:
+                yield ": still here\n\n"
+                continue
+            except StopAsyncIteration:
+                return
+            coming = None
+            yield f"event: {now.state.value}\ndata: {json.dumps(shown(now, preview=True))}\n\n"
+    finally:
+        if coming is not None:  # the client has left
+            coming.cancel()
+
+
+async def _follow(web: WebSocket, gate: Gate, job: Job) -> None:
+    async for seen in gate.core.events(job):
+        await web.send_json(shown(seen, preview=True))
+    await web.close()
 
 
 async def _obey(web: WebSocket, gate: Gate, job: Job) -> None:
-    while True:
-        if await web.receive_text() == "cancel":
+    """Until the client leaves."""
+    while (message := await web.receive())["type"] != "websocket.disconnect":
+        if message.get("text") == "cancel":
             gate.core.cancel(job)
 
 

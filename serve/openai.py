@@ -12,11 +12,12 @@ from typing import Any, Literal
 from fastapi import APIRouter, Request
 from fastapi.responses import JSONResponse, Response, StreamingResponse
 from pydantic import Field
+from starlette.background import BackgroundTask
 
 from ..core.errors import VitrifyError
 from .asked import Exact
 from .catalogue import ModelInfo
-from .errors import BadField, BadRequest, Unsupported, status_of
+from .errors import BadField, Unsupported, status_of
 from .fields import drawer, read, to_draw
 from .gate import Gate, JobFailed
 from .jobs import Job, Picture, Problem, State
@@ -77,7 +78,8 @@ def router(gate: Gate) -> APIRouter:
             job = await gate.core.submit(request, client)  # what is refused is refused before anything is sent
             headers = {"Cache-Control": "no-store", "X-Accel-Buffering": "no"}
             events = _events(gate, job, body.partial_images or 0)
-            return StreamingResponse(events, media_type="text/event-stream", headers=headers)
+            leaves = BackgroundTask(gate.core.cancel, job)  # also one that left before the first event was asked for
+            return StreamingResponse(events, media_type="text/event-stream", headers=headers, background=leaves)
         job = await gate.run(http, request, client)
         assert job.result is not None
         said = {"created": int(time.time()), "output_format": request.format, "background": "opaque"}
@@ -124,12 +126,7 @@ def _request(info: ModelInfo, body: Generation) -> GenerateRequest:
         if sides is None:
             raise BadField(f"The size is {body.size!r}.", "Give it as 512x512, or auto.", "size")
         fields |= {"width": int(sides[1]), "height": int(sides[2])}
-    try:
-        return to_draw(info, fields, _NAMES)
-    except BadField:
-        raise
-    except BadRequest as exc:  # a side that is no multiple of what the model draws
-        raise BadField(exc.what, exc.fix, "size") from exc
+    return to_draw(info, fields, _NAMES)
 
 
 def _size(request: GenerateRequest) -> str:

@@ -16,11 +16,10 @@ import ray
 from PIL import Image
 from ray import serve
 
-from .jobs import Problem
+from .jobs import CANCELLED, Problem
 from .logs import set_up_logs
 from .messages import Began, Cancel, Close, Closed, Failed, Finished, NotOpened, Open, Opened, Run, Stepped, Task
 from .requests import ClassifyRequest, Request
-from .work import CANCELLED
 from .worker import Worker, WorkerSettings
 
 log = logging.getLogger("vitrify.serve")

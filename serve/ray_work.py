@@ -14,11 +14,11 @@ from ray.exceptions import RayActorError, TaskCancelledError
 from ray.serve.exceptions import DeploymentUnavailableError, RequestCancelledError
 from ray.serve.handle import DeploymentHandle
 
-from .jobs import Job, Problem, State
+from .jobs import CANCELLED, STOPPED, Job, Problem, State
 from .messages import Began, Failed, Finished, NotOpened, Opened, Stepped, Task
 from .ray_models import Seen
 from .requests import ClassifyRequest
-from .work import CANCELLED, STOPPED, Changed, Ended, Limits, NotLoaded, Work, WorkerView, lane_of
+from .work import Changed, Ended, Limits, NotLoaded, Work, WorkerView, lane_of
 
 log = logging.getLogger("vitrify.serve")
 _LOST = Problem("worker_lost", "The replica that ran this job was lost.", "Ask for it again.")

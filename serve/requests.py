@@ -46,7 +46,7 @@ class GenerateRequest:
 
 @dataclass(frozen=True)
 class ClassifyRequest:
-    """Labels of pictures. pictures: files that the server wrote, each checked for its format and size.
+    """Labels of pictures. pictures: whole files, each checked for its format and size.
 
     top_k: None for all labels. function: softmax, sigmoid or none; None for the model's own.
     """

@@ -30,7 +30,7 @@ _LAST = 3  # seconds that connections have to close once the jobs are done
 _HEADERS = 64 * 1024  # bytes
 
 
-def make_core(folders: Sequence[Path], settings: Settings, state: Path) -> JobCore:
+def make_core(folders: Sequence[Path], settings: Settings, state: Path, *, json_logs: bool = False) -> JobCore:
     """The job core for these artifacts.
 
     Raises:
@@ -48,6 +48,7 @@ def make_core(folders: Sequence[Path], settings: Settings, state: Path) -> JobCo
             budget=settings.memory_budget,
             batch=settings.batch,
             pixels=settings.pixels,
+            json_logs=json_logs,
         )
         for device in devices
     ]
@@ -67,7 +68,7 @@ def run_server(folders: Sequence[Path], settings: Settings, *, json_logs: bool =
     """
     with bound(settings.host, settings.port) as listening:
         port = int(listening.getsockname()[1])
-        core = make_core(folders, settings, settings.state or default_state(port))
+        core = make_core(folders, settings, settings.state or default_state(port), json_logs=json_logs)
         set_up_logs(as_json=json_logs)
         host = f"[{settings.host}]" if ":" in settings.host else settings.host
         asyncio.run(_serve(core, settings, listening, f"http://{host}:{port}"))

@@ -15,13 +15,14 @@ from multiprocessing.connection import Connection
 from pathlib import Path
 from typing import Any
 
-from .jobs import Problem
+from .jobs import STOPPED, Problem
 from .messages import Started, Stop
 from .worker import WorkerSettings, main
 
 log = logging.getLogger("vitrify.serve")
 _FIRST_WAIT, _LONGEST_WAIT = 0.1, 30.0  # seconds between an end and the next start
 _STEADY = 60.0  # seconds after which an earlier end is forgotten
+_LAST = 5.0  # seconds that a process has to end once its pipe is closed
 _WATCH = 0.5  # seconds between two looks at its memory
 
 
@@ -75,10 +76,9 @@ class Supervisor:
         self._process = self._context.Process(target=main, args=(theirs, self.settings), daemon=True)
         self._process.start()
         theirs.close()
-        self._outbox = queue.SimpleQueue()
         loop = asyncio.get_running_loop()
         self._ended = loop.create_future()
-        threading.Thread(target=self._listen, args=(ours, loop), daemon=True, name="from worker").start()
+        threading.Thread(target=self._listen, args=(ours, loop, self._process), daemon=True, name="from worker").start()
         threading.Thread(target=_tell, args=(ours, self._outbox), daemon=True, name="to worker").start()
         if self._memory:
             self._task(self._watch(self._process))
@@ -101,18 +101,26 @@ class Supervisor:
             try:
                 await asyncio.wait_for(asyncio.shield(self._ended), grace)
             except TimeoutError:
-                self.kill(Problem("interrupted", "The server ended while this job ran.", "Ask for it again."))
+                self.kill(STOPPED)
                 with contextlib.suppress(TimeoutError):
                     await asyncio.wait_for(asyncio.shield(self._ended), 5)
         for task in self._tasks:
             task.cancel()
 
-    def _listen(self, pipe: Connection, loop: asyncio.AbstractEventLoop) -> None:
+    def _listen(self, pipe: Connection, loop: asyncio.AbstractEventLoop, process: Any) -> None:
         """In a thread: a worker that stops in the middle of a message must not hold up the server."""
-        with contextlib.suppress(EOFError, OSError):
+        try:
             while True:
                 message = pipe.recv()
                 loop.call_soon_threadsafe(self._said, message)
+        except (EOFError, OSError):
+            pass
+        except Exception:
+            log.exception("a worker cannot be understood")
+        process.join(_LAST)
+        if process.is_alive():
+            process.kill()
+            process.join()
         with contextlib.suppress(RuntimeError):  # the loop has ended
             loop.call_soon_threadsafe(self._gone, pipe)
 
@@ -124,7 +132,7 @@ class Supervisor:
     def _gone(self, pipe: Connection) -> None:
         self.ready = False
         self._outbox.put(None)
-        self._process.join(5)
+        self._outbox = queue.SimpleQueue()  # what is said from now on is for the next process
         pipe.close()
         code = self._process.exitcode
         if self._ended is not None and not self._ended.done():
@@ -142,8 +150,14 @@ class Supervisor:
 
     async def _again(self, wait: float) -> None:
         await asyncio.sleep(wait)
-        if not self._stopping:
+        if self._stopping:
+            return
+        try:
             self.start()
+        except OSError as exc:  # no more processes or files may be opened
+            log.error("worker not started", extra={"what": str(exc)})
+            self._task(self._again(self._wait))
+            self._wait = min(_LONGEST_WAIT, 2 * self._wait)
 
     async def _watch(self, process: Any) -> None:
         while process is self._process and process.is_alive():
@@ -162,7 +176,7 @@ class Supervisor:
 
 def _tell(pipe: Connection, outbox: queue.SimpleQueue[Any]) -> None:
     """In a thread: what is to be sent, until None comes."""
-    with contextlib.suppress(OSError, ValueError):
+    with contextlib.suppress(OSError, ValueError, TypeError):  # the pipe was closed
         while (message := outbox.get()) is not None:
             pipe.send(message)
 

@@ -62,6 +62,18 @@ def tensor_of(
     return flat.reshape(tuple(shape))
 
 
+def _numbers_alone(values: Sequence[Any]) -> bool:
+    """Of texts, numpy would give each the room of the longest."""
+    left = [values]
+    while left:
+        for one in left.pop():
+            if isinstance(one, list):
+                left.append(one)
+            elif not isinstance(one, int | float):
+                return False
+    return True
+
+
 def _numbers(name: str, dtype: np.dtype[Any], values: Sequence[Any]) -> Array:
     """JSON's numbers as a flat array of this type; never rounded to whole numbers, never wrapped around.
 
@@ -71,9 +83,11 @@ def _numbers(name: str, dtype: np.dtype[Any], values: Sequence[Any]) -> Array:
     no_numbers = BadRequest(
         f"The data of the input {name} are no numbers of {datatype_of(dtype.name)}.", "Send a flat list of numbers."
     )
+    if not _numbers_alone(values):
+        raise no_numbers
     try:
         given = np.array(values)
-    except (ValueError, TypeError, OverflowError) as exc:
+    except (ValueError, TypeError, OverflowError, MemoryError) as exc:
         raise no_numbers from exc
     if given.size and given.dtype.kind not in _KINDS[dtype.kind]:
         raise no_numbers

@@ -13,8 +13,7 @@ from .requests import GenerateRequest
 from .waiting import Rates, Waiting
 
 LANES = ("slow", "quick")
-CANCELLED = Problem("cancelled", "The job was cancelled.", "Ask for it again.")
-STOPPED = Problem("interrupted", "The server ended while this job ran.", "Ask for it again.")
+
 
 Changed = Callable[[str, Job], None]
 """Is told ("started" | "step", job)."""

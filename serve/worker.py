@@ -7,6 +7,7 @@ for the picture to be done.
 from __future__ import annotations
 
 import contextlib
+import logging
 import os
 import queue
 import signal
@@ -27,7 +28,8 @@ from ..core.errors import Cancelled, VitrifyError
 from ..pipelines.images import open_image
 from ..runtimes.base import Options
 from .drawing import Drawing
-from .jobs import Problem, Result
+from .jobs import CANCELLED, Problem, Result
+from .logs import set_up_logs
 from .messages import (
     Began,
     Cancel,
@@ -49,13 +51,15 @@ from .pictures import size_of
 from .previews import Preview
 from .requests import ClassifyRequest, GenerateRequest, InferRequest
 
+log = logging.getLogger("vitrify.serve")
+
 
 @dataclass(frozen=True)
 class WorkerSettings:
     """What a worker is started with. paths: model -> folder. budget: bytes of weights. batch: pictures at once.
 
     pixels: of pictures that are decoded at once. nice: how far it steps back for the server, which must answer while
-    it computes.
+    it computes. json_logs: how it logs.
     """
 
     paths: Mapping[str, Path]
@@ -66,6 +70,7 @@ class WorkerSettings:
     batch: int = 32
     pixels: int = 64_000_000
     nice: int = 5
+    json_logs: bool = False
 
 
 class Pipe(Protocol):
@@ -83,6 +88,7 @@ def main(pipe: Connection, settings: WorkerSettings) -> None:
     signal.signal(signal.SIGINT, signal.SIG_IGN)  # Ctrl-C reaches the whole group; the server says when to end
     signal.signal(signal.SIGTERM, signal.SIG_DFL)
     os.nice(settings.nice)
+    set_up_logs(as_json=settings.json_logs)
     Image.MAX_IMAGE_PIXELS = None  # the server has checked the sizes
     with contextlib.suppress(BrokenPipeError, ConnectionResetError):  # the server is gone
         Worker(pipe, settings).work()
@@ -165,10 +171,13 @@ class Worker:
         try:
             pipeline = self._models.get(tasks[0].request.model)
             opened = True
+            start = time.perf_counter()  # loading is no part of the speed
             results = self._results(pipeline, tasks)
         except Exception as exc:
+            if not isinstance(exc, VitrifyError | MemoryError):
+                log.exception("a job failed", extra={"jobs": [task.id for task in tasks]})
             left = [task for task in tasks if task.id in self._known]
-            if opened and len(tasks) > 1 and not isinstance(exc, MemoryError | Cancelled):
+            if opened and len(tasks) > 1 and not isinstance(exc, MemoryError):
                 for task in left:  # one bad picture must not fail the others
                     self._run([task])
                 return
@@ -264,7 +273,7 @@ class Worker:
     def _is_cancelled(self, task: Task) -> bool:
         if task.id not in self._cancelled:
             return False
-        self._ended(task.id, Failed(task.id, Problem("cancelled", "The job was cancelled.", "Ask for it again.")))
+        self._ended(task.id, Failed(task.id, CANCELLED))
         return True
 
 
@@ -286,11 +295,11 @@ def _parts(files: Sequence[bytes], pixels: int) -> Iterator[list[bytes]]:
 def problem_of(exc: BaseException) -> Problem:
     """What a client is told of an exception."""
     if isinstance(exc, Cancelled):
-        return Problem("cancelled", exc.what, "Ask for it again.")
+        return CANCELLED
     if isinstance(exc, VitrifyError):
         return Problem(exc.code, exc.what, exc.fix)
     if isinstance(exc, MemoryError):
         return Problem(
             "out_of_memory", "The job needs more memory than there is.", "Ask for less: fewer or smaller pictures."
         )
-    return Problem("error", f"The worker failed: {type(exc).__name__}: {exc}.", "Report it with the server's log.")
+    return Problem("error", f"The worker failed: {type(exc).__name__}.", "Report it with the server's log.")

@@ -110,6 +110,39 @@ def test_a_stopped_worker_is_killed_after_the_deadline(own: Any) -> None:
         assert own.worker() != worker
 
 
+def test_a_job_that_waits_behind_another_is_not_its_end(own: Any, png: bytes) -> None:
+    with own.client() as http:
+        running = ask(http, own, steps=200)
+        labels(http, own, png)  # the model is open
+        stepping(http, running)
+        worker = own.worker()
+        os.kill(worker, signal.SIGSTOP)  # a very long step
+        body = {"model": own.labels, "pictures": [base64.b64encode(png).decode()], "timeout": 1}
+        late = http.post("/v1/jobs", json=body).json()["id"]
+        assert until(http, late, "failed", seconds=20)["error"]["code"] == "deadline"
+        os.kill(worker, signal.SIGCONT)
+        assert until(http, running, "succeeded", "failed", seconds=120)["status"] == "succeeded"
+        assert own.worker() == worker
+
+
+def test_a_load_that_is_asked_for_while_a_worker_starts_is_done(own: Any) -> None:
+    with own.client() as http:
+        os.kill(own.worker(), signal.SIGKILL)
+        time.sleep(0.05)
+        loaded = http.post(f"/v1/models/{own.labels}/load?pin=true", timeout=30)
+        assert loaded.status_code in (200, 503)
+        own.wait_ready()
+        assert http.post(f"/v1/models/{own.labels}/load?pin=true").json()["loaded"][0]["pinned"]
+        os.kill(own.worker(), signal.SIGKILL)
+        end, opened = time.monotonic() + 30, True
+        while opened and time.monotonic() < end:  # until the server has noticed
+            opened = http.get(f"/v1/models/{own.labels}").json()["loaded"]
+        while not opened and time.monotonic() < end:
+            opened = http.get(f"/v1/models/{own.labels}").json()["loaded"]
+            time.sleep(0.05)
+        assert opened[0]["pinned"], "it is open again"
+
+
 def test_a_deadline_stops_a_job_within_a_step(own: Any) -> None:
     with own.client() as http:
         worker = own.worker()

@@ -185,3 +185,12 @@ def test_v2_not_a_number(server, http):
                 refused(server, http, "v2", content, "NaN", headers=headers)
     zeros = http.post(path_of(server, "v2"), json={"inputs": [tensor(data=[0.0] * (ROW // 4))]})
     assert all(math.isfinite(value) for value in zeros.json()["outputs"][0]["data"])
+
+
+def test_v2_texts_where_numbers_should_be(server, http):
+    """numpy would give each of them the room of the longest: 400 GB."""
+    before = forget_peak(server)
+    inputs = [{"name": "pixel_values", "datatype": "FP32", "shape": [1, 3, 224, 224]}]
+    inputs[0]["data"] = ["x" * 1_000_000, *["y"] * 100_000]
+    refused(server, http, "v2", json.dumps({"inputs": inputs}).encode(), "no numbers")
+    assert memory(server) - before < 2 * LITTLE

@@ -231,7 +231,7 @@ def test_compressed_bodies_are_not_taken(http, path, pixels):
     import gzip
 
     body = gzip.compress(json.dumps({"inputs": [tensor(pixels[:1])]}).encode())
-    assert "ompressed" in refused(http.post(f"{path}/infer", content=body, headers={"Content-Encoding": "gzip"}))
+    assert "packed" in refused(http.post(f"{path}/infer", content=body, headers={"Content-Encoding": "gzip"}))
 
 
 @pytest.mark.parametrize("body", [b"", b"{", b"[]", b"null", b"[" * 50_000, b"\xff", b'{"inputs": [' + b"{" * 50])

@@ -42,6 +42,10 @@ def labelling(*pictures: bytes) -> Job:
     return Job(ClassifyRequest("m", pictures, top_k=None), "ann", durable=True)
 
 
+def same(jobs: list[Job], others: list[Job]) -> bool:
+    return list(map(vars, jobs)) == list(map(vars, others))
+
+
 def done(journal: Journal, job: Job, size: int = 1000, at: float = 1000.0) -> Job:
     job.state, job.started, job.finished = State.SUCCEEDED, at - 1, at
     job.result = Result(pictures=[Picture(bytes(size), "webp")], details={"seed": 1})
@@ -53,9 +57,9 @@ def test_a_job_is_found_again_as_it_was(opened: Any) -> None:
     journal = opened()
     job = drawing(priority=3, deadline=5000.0)
     assert journal.add(job) == job.id
-    assert opened().recover() == [job]
+    assert same(opened().recover(), [job])
     done(opened(), job)
-    kept = opened().load(job.id)
+    kept = opened().load(job.id, "ann")
     assert (kept.state, kept.priority, kept.started, kept.finished) == (State.SUCCEEDED, 3, 999.0, 1000.0)
     assert kept.result is not None
     assert kept.result.details == {"seed": 1}
@@ -66,14 +70,14 @@ def test_pictures_to_label_are_kept_until_the_job_ends(opened: Any, tmp_path: Pa
     journal = opened()
     job = labelling(b"one", b"two")
     journal.add(job)
-    assert opened().recover() == [job]
+    assert same(opened().recover(), [job])
     journal = opened()
     assert journal.bytes == 6
     job.state, job.result, job.finished = State.SUCCEEDED, Result(answers=[[], []]), 1000.0
     journal.save(job)
     assert journal.bytes == 0
     assert list((tmp_path / "state" / "jobs" / job.id).iterdir()) == []
-    assert journal.load(job.id).result.answers == [[], []]
+    assert journal.load(job.id, "ann").result.answers == [[], []]
 
 
 def test_after_a_crash_what_ran_is_interrupted(opened: Any) -> None:
@@ -85,7 +89,7 @@ def test_after_a_crash_what_ran_is_interrupted(opened: Any) -> None:
     journal.save(running)
     journal = opened(now=lambda: 77.0)
     assert [job.id for job in journal.recover()] == [waiting.id]
-    ended = journal.load(running.id)
+    ended = journal.load(running.id, "ann")
     assert (ended.state, ended.finished) == (State.INTERRUPTED, 77.0)
     assert ended.problem == Problem("interrupted", "The server ended while this job ran.", "Ask for it again.")
 
@@ -98,8 +102,8 @@ def test_a_job_whose_pictures_are_gone_fails_alone(opened: Any, tmp_path: Path) 
     (tmp_path / "state" / "jobs" / broken.id / "input-0").unlink()
     (tmp_path / "state" / "jobs" / "of nobody").mkdir()
     journal = opened()
-    assert journal.recover() == [whole]
-    assert journal.load(broken.id).problem.code == "disk"
+    assert same(journal.recover(), [whole])
+    assert journal.load(broken.id, "ann").problem.code == "disk"
     assert sorted(p.name for p in (tmp_path / "state" / "jobs").iterdir()) == sorted([broken.id, whole.id])
 
 
@@ -132,15 +136,16 @@ def test_what_is_old_goes_first_by_age_then_by_size(opened: Any, tmp_path: Path)
     assert journal.prune() == 1
     assert not journal.full
     with pytest.raises(ExpiredJob):
-        journal.load(jobs[0].id)
-    assert journal.load(jobs[1].id).state is State.SUCCEEDED
+        journal.load(jobs[0].id, "ann")
+    assert journal.load(jobs[1].id, "ann").state is State.SUCCEEDED
     assert not (tmp_path / "state" / "jobs" / jobs[0].id).exists()
     now[0] = 1200.0
     assert journal.prune() == 2
     assert journal.bytes == 0
     assert [job.id for job in journal.listed("ann")] == [jobs[3].id]
-    with pytest.raises(UnknownJob, match="nobody"):
-        journal.load("nobody")
+    for id, client in (("nobody", "ann"), (jobs[0].id, "bob")):
+        with pytest.raises(UnknownJob, match=id):
+            journal.load(id, client)
 
 
 def test_listed_gives_the_newest_of_a_client(opened: Any) -> None:
@@ -181,6 +186,6 @@ def test_a_full_disk_leaves_nothing_of_a_new_job(small_disk: Any) -> None:
     assert [p.name for p in (disk / "state" / "jobs").iterdir()] == []
     with pytest.raises(DiskError):
         done(journal, kept, size=1_000_000)
-    assert journal.load(kept.id).state is State.QUEUED
+    assert journal.load(kept.id, "ann").state is State.QUEUED
     assert not list((disk / "state" / "jobs" / kept.id).iterdir())
     journal.close()
