@@ -35,6 +35,7 @@ class Server:
     labels: str = "emotions"
     keys: dict[str, str] = field(default_factory=dict)
     state: Path = Path()
+    at_once: int = 2 if ENGINE == "ray" else 1  # pictures that are drawn beside each other
 
     def client(self, name: str | None = None, **options: Any) -> Any:
         """An httpx client, with the key of `name` where one is given."""

@@ -226,10 +226,15 @@ def test_what_waits_is_interrupted_where_nothing_runs_of_the_caller(guarded):
             with guarded.client(name) as own:
                 answers[name] = own.post(f"{API}/txt2img", json={**WEBUIAPI, "steps": 1000})
 
-        threads = [threading.Thread(target=ask, args=(name,)) for name in ("ann", "bob")]
-        threads[0].start()
+        names = ["ann"] * guarded.at_once + ["bob"]
+        threads = [threading.Thread(target=ask, args=(name,)) for name in names]
+        for thread in threads[:-1]:
+            thread.start()
+        until = time.monotonic() + 60
+        while ann.get("/v1/queue").json()["running"] < guarded.at_once and time.monotonic() < until:
+            time.sleep(0.02)
         progress_of(ann)
-        threads[1].start()
+        threads[-1].start()
         until = time.monotonic() + 20
         while not bob.get("/v1/queue").json()["mine"] and time.monotonic() < until:
             time.sleep(0.02)
@@ -238,7 +243,7 @@ def test_what_waits_is_interrupted_where_nothing_runs_of_the_caller(guarded):
         assert waits["current_image"] is None  # ann's is hers
 
         assert bob.post(f"{API}/interrupt").json() == {}
-        threads[1].join(20)
+        threads[-1].join(20)
         assert json.loads(answers["bob"].json()["info"])["interrupted"]
         assert bob.post(f"{API}/interrupt").json() == {}  # nothing of bob's is left, and ann's goes on
         first = ann.get(f"{API}/progress").json()["state"]["sampling_step"]
