@@ -130,10 +130,11 @@ def build(args: dict[str, Any]) -> Any:
 
     Args:
         args: `models`, the artifacts' folders, which are at the same place on every machine; `replicas`; and every
-            setting of the server. `host` and `port` are Ray's own.
+            setting of the server but `host` and `port`, which are Ray's own.
 
     Raises:
-        UsageError: there are neither keys nor `no_keys`, since Ray alone knows who can reach its proxies.
+        UsageError: there are neither keys nor `no_keys`, since Ray alone knows who can reach its proxies. And what
+            `application` raises.
     """
     _ray()
     given = dict(args)
@@ -141,9 +142,9 @@ def build(args: dict[str, Any]) -> Any:
     folders = [Path(one) for one in (models.split(",") if isinstance(models, str) else models)]
     if not folders:
         raise UsageError("No models are given.", "Give the artifacts' folders as `models`.")
-    settings = Settings.read(None, **given)
-    if settings.keys is None and not settings.no_keys:
-        raise UsageError("There are no keys, and others may reach Ray's proxies.", "Give `keys`, or `no_keys: true`.")
+    if "host" in given or "port" in given:
+        raise UsageError("`host` and `port` are Ray's own.", "Give them as `http_options`.")
+    settings = Settings.read(None, **given, host="0.0.0.0")  # others may reach Ray's proxies, by any name
     return application(folders, settings, replicas)
 
 
@@ -151,7 +152,8 @@ def application(folders: Sequence[Path], settings: Settings, replicas: str, *, j
     """Fronts, jobs and models, bound to each other.
 
     Raises:
-        UsageError: the replicas are no number, or more than one device is named. BadInput, BadArtifact.
+        UsageError: the replicas are no number, more than one device is named, or a setting is not done here.
+        BadInput, BadArtifact: what cannot be served.
     """
     from ray import serve
     from ray.serve.config import RequestRouterConfig
@@ -163,6 +165,8 @@ def application(folders: Sequence[Path], settings: Settings, replicas: str, *, j
     least, most = replicas_of(replicas)
     if len(settings.device) > 1:
         raise UsageError(f"{len(settings.device)} devices are named.", "Name one: on Ray, replicas take their place.")
+    if settings.draw_batch > 1:
+        raise UsageError("On Ray, pictures of several jobs are not drawn in one call.", "Leave draw_batch out.")
     models = catalogue(folders)
     common: dict[str, Any] = {
         "ray_actor_options": {"num_cpus": _CPUS}, "max_ongoing_requests": _ONGOING,
