@@ -66,3 +66,12 @@ def describe_host() -> dict[str, str]:
         "cpu": cpu_model(),
         "python": platform.python_version(),
     }
+
+
+def resident(pid: int | str = "self") -> int:
+    """Bytes of memory that a process holds; 0 where that cannot be read."""
+    try:
+        status = Path(f"/proc/{pid}/status").read_text()
+    except OSError:
+        return 0
+    return next((int(line.split()[1]) * 1024 for line in status.splitlines() if line.startswith("VmRSS")), 0)

@@ -23,8 +23,8 @@ from .a1111_text import SAMPLERS, SCHEDULES, infotext, label_of, not_done, sampl
 from .catalogue import ModelInfo
 from .errors import BadField, UnknownModel, Unsupported
 from .fields import drawer, read, to_draw
-from .gate import Gate, JobFailed
-from .jobs import Job
+from .gate import Gate
+from .jobs import Failure, Job
 from .pictures import checked, from_base64, texts_of
 from .requests import GenerateRequest
 
@@ -99,7 +99,7 @@ def router(gate: Gate) -> APIRouter:
         request = to_draw(info, fields, _NAMES)
         try:
             job: Job | None = await gate.run(http, request, client)
-        except JobFailed as exc:
+        except Failure as exc:
             if exc.code != "cancelled":
                 raise
             job = None

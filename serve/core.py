@@ -110,14 +110,12 @@ class JobCore(Core):
         self._disk.shutdown()
 
     async def view(self) -> View:
-        """What runs, waits and is loaded now."""
         work = self._work
         seconds = {name: lane.seconds for name, lane in work.lanes.items()}
         ready = work.ready and not self.draining
         return View(ready, self.draining, work.running(), work.waiting(), seconds, work.workers())
 
     async def metrics(self) -> bytes:
-        """In the text format of Prometheus."""
         return self._metrics.text()
 
     async def submit(
@@ -130,14 +128,6 @@ class JobCore(Core):
         priority: int = 0,
         timeout: float | None = None,
     ) -> Job:
-        """Let a job in, or say at once why not. With a `key` that was used before, the job that there is.
-
-        Args:
-            durable: it outlives its connection and the server. timeout: seconds; None for the server's own.
-
-        Raises:
-            QueueFull, Draining: nothing was done. UnknownModel, Unsupported, Conflict, DiskError.
-        """
         if self.draining:
             raise Draining("The server is stopping.", "Ask again in a moment.", 5.0)
         info = self.model(request.model)
@@ -165,11 +155,6 @@ class JobCore(Core):
         return job
 
     async def get(self, id: str, client: str) -> Job:
-        """A job that this client may see.
-
-        Raises:
-            UnknownJob, ExpiredJob.
-        """
         assert self._journal is not None
         job = self._jobs.get(id) or self._ended.get(id)
         if job is None:
@@ -179,11 +164,6 @@ class JobCore(Core):
         return job
 
     async def picture(self, job: Job, number: int) -> Picture:
-        """A picture that it gave, read from the disk.
-
-        Raises:
-            IndexError: there are fewer. ExpiredJob: it was removed just now.
-        """
         pictures = job.result.pictures if job.result is not None else []
         if not 0 <= number < len(pictures):
             raise IndexError(len(pictures))
@@ -193,13 +173,11 @@ class JobCore(Core):
             raise ExpiredJob(f"The results of job {job.id} were removed.", "Ask for it again.") from exc
 
     async def listed(self, client: str, limit: int = 50) -> list[Job]:
-        """The client's newest durable jobs, the last first."""
         assert self._journal is not None
         kept = await self._written(self._journal.listed, client, limit)
         return [self._jobs.get(job.id, job) for job in kept]
 
     async def events(self, job: Job) -> AsyncIterator[Job]:
-        """The job each time that it changed, first as it is; ends when it does. Steps may be skipped, the end never."""
         while True:
             last = job.state.final  # it may end while the caller has it
             yield job
@@ -209,13 +187,11 @@ class JobCore(Core):
                 await self._change(job)
 
     async def finished(self, job: Job) -> Job:
-        """Wait for its end."""
         while not job.state.final:
             await self._change(job)
         return job
 
     def cancel(self, job: Job) -> None:
-        """Stop it within a step; nothing where it has ended."""
         if job.state.final or job.cancelled:
             return
         job.cancelled = True
@@ -225,12 +201,10 @@ class JobCore(Core):
             self._work.cancel(job)
 
     async def open(self, name: str, *, pinned: bool = False) -> Opened:
-        """Load a model. Raises UnknownModel, NotLoaded."""
         self.model(name)
         return await self._work.open(name, pinned=pinned)
 
     def close(self, name: str) -> None:
-        """Unload a model, once what runs is done. Raises UnknownModel."""
         self.model(name)
         self._work.close(name)
 
@@ -239,7 +213,6 @@ class JobCore(Core):
         return dict(self._chosen.get(client, {}))
 
     async def set_options(self, client: str, chosen: Mapping[str, str]) -> None:
-        """Remember what it chooses, besides what it chose before."""
         self._chosen[client] = self._chosen.pop(client, {}) | dict(chosen)
         if len(self._chosen) > _CLIENTS:
             self._chosen.popitem(last=False)
@@ -292,7 +265,7 @@ class JobCore(Core):
                 exc = DiskError(f"The result cannot be kept: {type(exc).__name__}.", "Report it with the server's log.")
             self._unsaved[job.id] = job
             job.result = None
-            self._settle(job, State.FAILED, Problem(exc.code, exc.what, exc.fix))
+            self._settle(job, State.FAILED, Problem.of(exc))
             return
         self._settle(job, state, problem)
         if self._journal.full:

@@ -3,12 +3,11 @@
 from __future__ import annotations
 
 import asyncio
-import time
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass, field
 from typing import Any
 
-from .jobs import CANCELLED, STOPPED, Job, Problem, State
+from .jobs import CANCELLED, STOPPED, Failure, Job, Problem, State
 from .messages import (
     Began,
     Cancel,
@@ -27,10 +26,8 @@ from .messages import (
 from .requests import GenerateRequest
 from .supervisor import Supervisor
 from .waiting import Waiting
-from .work import LANES, Changed, Ended, Limits, NotLoaded, Work, WorkerView
+from .work import LANES, Changed, Ended, Limits, Work, WorkerView
 from .worker import WorkerSettings
-
-_OWN = ("pictures", "tensors", "prompt", "seed", "images", "format", "previews")  # what jobs in one call may differ in
 
 
 @dataclass
@@ -76,7 +73,7 @@ class Dispatcher(Work):
                 else:
                     self._leave(hand, job, State.INTERRUPTED, STOPPED)
         for model in list(self._loading):
-            self._loaded(model, lambda future: future.set_exception(NotLoaded(STOPPED)))
+            self._loaded(model, lambda future: future.set_exception(Failure(STOPPED)))
 
     def running(self) -> list[Job]:
         return [job for hand in self.hands for job in hand.jobs()]
@@ -145,11 +142,13 @@ class Dispatcher(Work):
         """The job whose turn it is, with those that can be done in the same call."""
         first = lane.pop()
         assert first is not None
-        alike, room = _alike(first), self.limits.batch - first.request.cost
+        shape, room = first.request.shape(), self.limits.batch - first.request.cost
+        if shape is None or first.alone:
+            return [first]
         if isinstance(first.request, GenerateRequest):
             one = first.request.cost // first.request.images
             room = one * (self.limits.draw - first.request.images)
-        return [first, *lane.take(lambda job: _alike(job) == alike, room)]
+        return [first, *lane.take(lambda job: not job.alone and job.request.shape() == shape, room)]
 
     def _with(self, job: Job) -> list[Hand]:
         return [hand for hand in self.hands if job in hand.jobs()]
@@ -160,25 +159,10 @@ class Dispatcher(Work):
         if isinstance(message, Started):
             for model in self._pinned:
                 worker.send(Open(model, True))
-        elif isinstance(message, Began):
-            for job in [given[id] for id in message.ids if id in given]:
-                if job.started is None:
-                    job.state, job.started = State.RUNNING, time.time()
-                    self.changed("started", job)
-        elif isinstance(message, Stepped) and message.id in given:
-            job = given[message.id]
-            job.step, job.steps = message.step, message.steps
-            job.eta = (message.steps - message.step) * message.seconds
-            job.preview = message.preview or job.preview
-            self.changed("step", job)
-        elif isinstance(message, Finished) and message.id in given:
-            job = given[message.id]
-            job.result = message.result
-            self.rates.done(job, job.request.cost, message.seconds)
-            self._leave(hand, job, State.SUCCEEDED, None)
-        elif isinstance(message, Failed) and message.id in given:
-            cancelled = message.problem.code == "cancelled"
-            self._leave(hand, given[message.id], State.CANCELLED if cancelled else State.FAILED, message.problem)
+        elif isinstance(message, Began | Stepped | Finished | Failed):
+            for of in message.ids if isinstance(message, Began) else (message.id,):
+                if of in given and (end := self.heard(given[of], message)) is not None:
+                    self._leave(hand, given[of], *end)
         elif isinstance(message, Opened):
             hand.models[message.model] = message
             self._loaded(message.model, lambda future: future.set_result(message))
@@ -186,7 +170,7 @@ class Dispatcher(Work):
             hand.models.pop(message.model, None)
         elif isinstance(message, NotOpened):
             problem = message.problem
-            self._loaded(message.model, lambda future: future.set_exception(NotLoaded(problem)))
+            self._loaded(message.model, lambda future: future.set_exception(Failure(problem)))
         self.pump()
 
     def _lost(self, worker: Supervisor, reason: Problem) -> None:
@@ -196,19 +180,16 @@ class Dispatcher(Work):
         hand = self._by_worker[id(worker)]
         hand.models.clear()
         for model in list(self._loading):
-            self._loaded(model, lambda future: future.set_exception(NotLoaded(reason)))
+            self._loaded(model, lambda future: future.set_exception(Failure(reason)))
         blamed, hand.blamed = hand.blamed, None
-        for name, jobs in hand.running.items():
+        for jobs in hand.running.values():
             together = len(jobs) > 1
             for job in list(jobs):
                 if job.cancelled:
                     self._leave(hand, job, State.CANCELLED, CANCELLED)
                 elif job.started is None or (job is not blamed and (together or blamed is not None)):
-                    job.alone, job.started, job.state = job.alone or together, None, State.QUEUED
-                    job.step, job.steps, job.eta, job.preview = 0, 0, None, None
                     jobs.remove(job)
-                    self.lanes[name].push(job)
-                    self.changed("requeued", job)
+                    self.again(job, alone=together)
                 else:
                     self._leave(hand, job, State.FAILED, reason)
 
@@ -220,10 +201,3 @@ class Dispatcher(Work):
     def _leave(self, hand: Hand, job: Job, state: State, problem: Problem | None) -> None:
         hand.remove(job)
         self.ended(job, state, problem)
-
-
-def _alike(job: Job) -> tuple[Any, ...]:
-    """Jobs for which this is the same can be done in one call; tensors are inferred one by one."""
-    given = {k: v for k, v in vars(job.request).items() if k not in _OWN}
-    own = job.id if job.kind == "infer" or job.alone else ""
-    return (job.kind, *sorted(given.items(), key=lambda item: item[0]), own)

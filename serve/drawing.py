@@ -79,8 +79,7 @@ class Drawing:
         self._last, now = step.latents, time.perf_counter()
         for task, (request, rows) in zip(self._tasks, self._rows(), strict=True):
             if self._worker.wanted(task):
-                show = self._preview is not None and request.previews
-                shown = self._preview.draw(step.latents[rows]) if show and self._preview is not None else None
+                shown = self._preview.draw(step.latents[rows]) if self._preview and request.previews else None
                 self._worker.stepped(Stepped(task.id, step.number, step.total, now - self._before, shown))
         self._before = now
 

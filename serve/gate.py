@@ -17,7 +17,7 @@ from starlette.requests import HTTPConnection
 from ..core.errors import VitrifyError
 from .errors import BadRequest, RateLimited, RetryLater, TooLarge, Unsupported, status_of
 from .interface import Core
-from .jobs import Job, Problem, State
+from .jobs import Failure, Job, State
 from .keys import Keys
 from .requests import Request
 from .settings import Settings
@@ -28,14 +28,6 @@ _NO_BRACKETS = bytes(set(range(256)) - set(b"[]{}"))
 _AT_ONCE = 8  # of the largest bodies, that all clients together may be sending
 _IN_A_THREAD = 1_000_000  # bytes of JSON whose reading others would notice
 _CLIENTS = 10_000  # whose rates are remembered
-
-
-class JobFailed(VitrifyError):
-    """A job that a client waited for did not succeed; code, what and fix are the job's own."""
-
-    def __init__(self, problem: Problem) -> None:
-        super().__init__(problem.what, problem.fix)
-        self.code = problem.code
 
 
 class Gate:
@@ -105,14 +97,13 @@ class Gate:
         Raises:
             BadRequest: it is none, or nested too deep. TooLarge.
         """
-        data = await self.body(http, limit)
-        return parsed(data) if len(data) < _IN_A_THREAD else await asyncio.to_thread(parsed, data)
+        return await read_json(await self.body(http, limit))
 
     async def run(self, http: HttpRequest, request: Request, client: str, *, timeout: float | None = None) -> Job:
         """Submit a job and wait for its result; a client that leaves cancels it.
 
         Raises:
-            JobFailed: what it failed with. QueueFull, Draining and what else `Core.submit` raises.
+            Failure: what it failed with. QueueFull, Draining and what else `Core.submit` raises.
         """
         job = await self.core.submit(request, client, timeout=timeout)
         return await self.wait(http, job)
@@ -133,7 +124,7 @@ class Gate:
             with contextlib.suppress(asyncio.CancelledError):
                 await left
         if job.state is not State.SUCCEEDED:
-            raise JobFailed(job.problem or Problem("error", "The job failed.", "Look at the server's log."))
+            raise Failure.of(job)
         return job
 
 
@@ -143,6 +134,11 @@ async def _left(http: HttpRequest) -> None:
         message: Mapping[str, Any] = await http.receive()
         if message["type"] == "http.disconnect":
             return
+
+
+async def read_json(data: bytes) -> dict[str, Any]:
+    """`parsed`, in a thread where it takes so long that others would notice."""
+    return parsed(data) if len(data) < _IN_A_THREAD else await asyncio.to_thread(parsed, data)
 
 
 def parsed(data: bytes) -> dict[str, Any]:

@@ -18,7 +18,7 @@ from .asked import Exact
 from .catalogue import ModelInfo
 from .errors import BadRequest, Unsupported
 from .fields import read, to_draw
-from .gate import Gate, parsed
+from .gate import Gate, parsed, read_json
 from .jobs import Job
 from .pictures import checked, from_base64, kind_of
 from .requests import ClassifyRequest, GenerateRequest
@@ -106,7 +106,7 @@ async def _labelling(gate: Gate, http: Request, info: ModelInfo) -> ClassifyRequ
     if said == "multipart/form-data":
         data, given = await _form(http, data)
     elif kind_of(data) is None and (said.endswith("json") or data.lstrip()[:1] == b"{"):
-        body = read(Body, parsed(data))
+        body = read(Body, await read_json(data))
         data, given = from_base64(body.inputs), body.parameters or {}
     picture = checked(data, gate.settings.pixels)
     asked = read(Labelling, given)

@@ -5,7 +5,6 @@ Sources: the protocol's REST description and its binary tensor data extension, a
 
 from __future__ import annotations
 
-import asyncio
 import json
 from collections.abc import Mapping
 from typing import Annotated, Any
@@ -21,7 +20,7 @@ from .asked import Exact
 from .catalogue import ModelInfo
 from .errors import BadRequest, UnknownModel, Unsupported
 from .fields import read
-from .gate import Gate, parsed
+from .gate import Gate, parsed, read_json
 from .requests import InferRequest
 from .tensors_v2 import datatype_of, tensor_of
 
@@ -130,7 +129,7 @@ def router(gate: Gate) -> APIRouter:
         if info.inputs is None or info.outputs is None:
             raise Unsupported(f"{name} takes no tensors.", f"It can {' and '.join(info.kinds)}.")
         head, rest = _split(await gate.body(http), http.headers.get(_LENGTH))
-        body = read(Inference, await asyncio.to_thread(parsed, head))
+        body = read(Inference, await read_json(head))
         outputs = _outputs(info.outputs, body)
         request = InferRequest(info.name, _tensors(info.inputs, body.inputs, rest))
         within = body.parameters.timeout if body.parameters is not None else None

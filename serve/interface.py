@@ -86,7 +86,7 @@ class Core(ABC):
 
     @abstractmethod
     async def open(self, name: str, *, pinned: bool = False) -> Opened:
-        """Load a model. Raises UnknownModel, NotLoaded."""
+        """Load a model. Raises UnknownModel, Failure."""
 
     @abstractmethod
     def close(self, name: str) -> None:

@@ -9,6 +9,7 @@ from enum import StrEnum
 from pathlib import Path
 from typing import Any
 
+from ..core.errors import VitrifyError
 from .requests import InferRequest, Request
 
 
@@ -34,8 +35,28 @@ class Problem:
     what: str
     fix: str
 
+    @classmethod
+    def of(cls, exc: VitrifyError) -> Problem:
+        return cls(exc.code, exc.what, exc.fix)
+
     def to_json(self) -> dict[str, str]:
         return {"code": self.code, "what": self.what, "fix": self.fix}
+
+
+class Failure(VitrifyError):
+    """What a job, or a model that was to be opened, failed with; code, what and fix are the problem's own."""
+
+    def __init__(self, problem: Problem) -> None:
+        super().__init__(problem.what, problem.fix)
+        self.code, self.problem = problem.code, problem
+
+    def __reduce__(self) -> tuple[type[Failure], tuple[Problem]]:  # type: ignore[override]
+        return type(self), (self.problem,)
+
+    @classmethod
+    def of(cls, job: Job) -> Failure:
+        """Of a job that ended and did not succeed."""
+        return cls(job.problem or Problem("error", "The job failed.", "Look at the server's log."))
 
 
 CANCELLED = Problem("cancelled", "The job was cancelled.", "Ask for it again.")

@@ -15,14 +15,11 @@ from pathlib import Path
 from typing import Any
 
 from ..core.errors import MissingDependency, UsageError, VitrifyError
-from ..runtimes.base import Options
 from .catalogue import catalogue
 from .logs import set_up_logs
 from .requests import GenerateRequest
-from .run import bound, default_state
+from .run import address_of, bound, default_state, limits_of, worker_settings
 from .settings import Settings
-from .work import Limits
-from .worker import WorkerSettings
 
 APP = "vitrify"
 _CPUS = 0.01  # that Ray reserves for a replica: none is refused for want of cores on a small machine
@@ -77,7 +74,7 @@ def run_on_ray(
             serve.run(app, name=APP, route_prefix="/")
         except RuntimeError as exc:
             raise VitrifyError(f"Ray Serve did not start: {exc}.", "Look at the lines above, and Ray's logs.") from exc
-        at = f"http://{f'[{settings.host}]' if ':' in settings.host else settings.host}:{settings.port}"
+        at = address_of(settings.host, settings.port)
         if not _answers(settings):
             raise UsageError(
                 f"Nothing answers at {at}: Ray Serve runs on this cluster already, and listens elsewhere.",
@@ -187,24 +184,14 @@ def application(folders: Sequence[Path], settings: Settings, replicas: str, *, j
             more["request_router_config"] = RequestRouterConfig(
                 request_router_class=f"{__package__}.ray_router:LeastBusy"
             )
-        worker = WorkerSettings(
-            held,
-            device=settings.device[0] if settings.device else None,
-            runtime=settings.runtime,
-            options=Options(threads=settings.threads),
-            budget=settings.memory_budget,
-            batch=settings.batch,
-            pixels=settings.pixels,
-        )
+        worker = worker_settings(settings, held, settings.device[0] if settings.device else None, json_logs=json_logs)
         handle = serve.deployment(Models).options(name=name, graceful_shutdown_timeout_s=waits, **common, **more)
         deployed[lane] = Lane(handle.bind(worker, settings.worker_memory, json_logs), tuple(held), least, most)
-    limits = Limits(
-        settings.queue, settings.queue_seconds, settings.timeout, settings.batch, settings.worker_memory,
-        settings.age, settings.size,
-    )  # fmt: skip
     state = (settings.state or default_state(settings.port)).resolve()
     jobs = serve.deployment(Jobs).options(num_replicas=1, graceful_shutdown_timeout_s=_LAST, **common)
-    bound_jobs = jobs.bind(models, state, limits, tuple(settings.pinned), deployed, settings.grace, json_logs)
+    bound_jobs = jobs.bind(
+        models, state, limits_of(settings), tuple(settings.pinned), deployed, settings.grace, json_logs
+    )
     front = serve.deployment(serve.ingress()(Front)).options(
         name="Front", num_replicas=least, graceful_shutdown_timeout_s=_LAST, **common
     )

@@ -19,8 +19,8 @@ from .asked import Exact
 from .catalogue import ModelInfo
 from .errors import BadField, Unsupported, status_of
 from .fields import drawer, read, to_draw
-from .gate import Gate, JobFailed
-from .jobs import Job, Picture, Problem, State
+from .gate import Gate
+from .jobs import Failure, Job, Picture, State
 from .requests import GenerateRequest
 
 _SIZE = re.compile(r"([1-9][0-9]{0,4})x([1-9][0-9]{0,4})")
@@ -161,8 +161,7 @@ async def _events(gate: Gate, job: Job, partials: int) -> AsyncIterator[str]:
             elif not now.state.final:
                 yield f": step {now.step} of {now.steps}\n\n"  # a comment, so that nobody takes it for dead
         if job.state is not State.SUCCEEDED or job.result is None:
-            failed = JobFailed(job.problem or Problem("error", "The job failed.", "Look at the server's log."))
-            yield f"event: error\ndata: {json.dumps(shape(failed))}\n\n"
+            yield f"event: error\ndata: {json.dumps(shape(Failure.of(job)))}\n\n"
             return
         for number in range(len(job.result.pictures)):
             said = _image(job, number) | {"output_format": request.format, "usage": _USAGE}

@@ -9,17 +9,16 @@ import queue
 import threading
 from collections.abc import AsyncIterator, Callable
 from dataclasses import dataclass, field, replace
-from pathlib import Path
 from typing import Any
 
 import ray
 from PIL import Image
 from ray import serve
 
+from ..core.machine import resident
 from .jobs import CANCELLED, Problem
 from .logs import set_up_logs
 from .messages import Began, Cancel, Close, Closed, Failed, Finished, NotOpened, Open, Opened, Run, Stepped, Task
-from .requests import ClassifyRequest, Request
 from .worker import Worker, WorkerSettings
 
 log = logging.getLogger("vitrify.serve")
@@ -209,7 +208,8 @@ class Models:
 
     def _together(self, run: list[Task], task: Task) -> bool:
         cost = sum(one.request.cost for one in run) + task.request.cost
-        return cost <= self._settings.batch and alike(run[0].request, task.request)
+        shape = task.request.shape()
+        return cost <= self._settings.batch and shape is not None and run[0].request.shape() == shape
 
     def _seen(self) -> Seen:
         return Seen(self._name, self._settings.device or "auto", resident(), dict(self._models))
@@ -237,19 +237,3 @@ def with_threads(settings: WorkerSettings, cpus: int) -> WorkerSettings:
     if settings.options.threads or cpus < 1:
         return settings
     return replace(settings, options=replace(settings.options, threads=cpus))
-
-
-def alike(one: Request, other: Request) -> bool:
-    """Whether both can be labelled in one call."""
-    if not isinstance(one, ClassifyRequest) or not isinstance(other, ClassifyRequest):
-        return False
-    return one.without_data() == other.without_data()
-
-
-def resident() -> int:
-    """Bytes of memory that this process holds; 0 where that cannot be read."""
-    try:
-        status = Path("/proc/self/status").read_text()
-    except OSError:
-        return 0
-    return next((int(line.split()[1]) * 1024 for line in status.splitlines() if line.startswith("VmRSS")), 0)

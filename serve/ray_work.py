@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import asyncio
 import logging
-import time
 from collections.abc import Coroutine, Mapping
 from contextvars import Context
 from dataclasses import dataclass
@@ -14,11 +13,11 @@ from ray.exceptions import RayActorError, TaskCancelledError
 from ray.serve.exceptions import DeploymentUnavailableError, RequestCancelledError
 from ray.serve.handle import DeploymentHandle
 
-from .jobs import CANCELLED, STOPPED, Job, Problem, State
-from .messages import Began, Failed, Finished, NotOpened, Opened, Stepped, Task
+from .jobs import CANCELLED, STOPPED, Failure, Job, Problem, State
+from .messages import Began, NotOpened, Opened, Task
 from .ray_models import Seen
 from .requests import ClassifyRequest
-from .work import Changed, Ended, Limits, NotLoaded, Work, WorkerView, lane_of
+from .work import Changed, Ended, Limits, Work, WorkerView, lane_of
 
 log = logging.getLogger("vitrify.serve")
 _LOST = Problem("worker_lost", "The replica that ran this job was lost.", "Ask for it again.")
@@ -134,10 +133,10 @@ class RayWork(Work):
         answers = await self._all(name, "open", model, pinned)
         for answer in answers:
             if isinstance(answer, NotOpened):
-                raise NotLoaded(answer.problem)
+                raise Failure(answer.problem)
         opened = next((answer for answer in answers if isinstance(answer, Opened)), None)
         if opened is None:
-            raise NotLoaded(_NOBODY)
+            raise Failure(_NOBODY)
         if pinned:
             self._pinned.add(model)
         await self._look_once(name)
@@ -170,7 +169,7 @@ class RayWork(Work):
             if job.cancelled:
                 self._leave(given, State.CANCELLED, CANCELLED)
             elif isinstance(job.request, ClassifyRequest) and not job.alone:
-                self._began(job)
+                self.heard(job, Began((job.id,)))
                 given.response = handle.label.remote(Task(job.id, job.request))
                 for message in await given.response:
                     self._hear(name, given, message)
@@ -192,28 +191,10 @@ class RayWork(Work):
         self.pump()
 
     def _hear(self, name: str, given: Given, message: Any) -> None:
-        job = given.job
         if isinstance(message, Seen):
             given.seen = self._seen[name][message.name] = message
-        elif isinstance(message, Began):
-            self._began(job)
-        elif isinstance(message, Stepped):
-            job.step, job.steps = message.step, message.steps
-            job.eta = (message.steps - message.step) * message.seconds
-            job.preview = message.preview or job.preview
-            self.changed("step", job)
-        elif isinstance(message, Finished):
-            job.result = message.result
-            self.rates.done(job, job.request.cost, message.seconds)
-            self._leave(given, State.SUCCEEDED, None)
-        elif isinstance(message, Failed):
-            cancelled = message.problem.code == "cancelled"
-            self._leave(given, State.CANCELLED if cancelled else State.FAILED, message.problem)
-
-    def _began(self, job: Job) -> None:
-        if job.started is None:
-            job.state, job.started = State.RUNNING, time.time()
-            self.changed("started", job)
+        elif (end := self.heard(given.job, message)) is not None:
+            self._leave(given, *end)
 
     def _lost(self, name: str, given: Given) -> None:
         """A replica ended: what it had not begun waits again, and so, once and alone, does what may have shared a call.
@@ -231,9 +212,8 @@ class RayWork(Work):
         elif given.blamed is not None:
             self._leave(given, State.FAILED, given.blamed)
         elif job.started is None or together:
-            job.alone, job.started, job.state = job.alone or together, None, State.QUEUED
             del self._given[job.id]
-            self.lanes[name].push(job)
+            self.again(job, alone=together)
         else:
             self._leave(given, State.FAILED, _LOST)
 

@@ -36,6 +36,10 @@ class GenerateRequest:
         """Pixels times steps times pictures."""
         return self.width * self.height * self.steps * self.images
 
+    def shape(self) -> GenerateRequest:
+        """What jobs must have in common to be done in one call."""
+        return replace(self, prompt="", seed=None, images=1, format="png", previews=False)
+
     def without_data(self) -> GenerateRequest:
         """What may be remembered of it."""
         return self
@@ -64,6 +68,10 @@ class ClassifyRequest:
         """Pictures."""
         return len(self.pictures)
 
+    def shape(self) -> ClassifyRequest:
+        """What jobs must have in common to be done in one call."""
+        return self.without_data()
+
     def without_data(self) -> ClassifyRequest:
         return replace(self, pictures=())
 
@@ -85,6 +93,10 @@ class InferRequest:
     def cost(self) -> int:
         """Rows of the first tensor."""
         return max((len(t) for t in self.tensors.values() if t.ndim), default=1)
+
+    def shape(self) -> None:
+        """Tensors are inferred one by one."""
+        return
 
     def without_data(self) -> InferRequest:
         return replace(self, tensors={})

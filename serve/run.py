@@ -5,7 +5,7 @@ from __future__ import annotations
 import asyncio
 import socket
 import sys
-from collections.abc import Callable, Coroutine, Sequence
+from collections.abc import Callable, Coroutine, Mapping, Sequence
 from functools import partial
 from pathlib import Path
 from types import FrameType
@@ -39,24 +39,35 @@ def make_core(folders: Sequence[Path], settings: Settings, state: Path, *, json_
     models = catalogue(folders)
     paths = {name: info.path for name, info in models.items()}
     devices: list[str | None] = [*settings.device] or [None]
-    workers = [
-        WorkerSettings(
-            paths,
-            device=device,
-            runtime=settings.runtime,
-            options=Options(threads=settings.threads),
-            budget=settings.memory_budget,
-            batch=settings.batch,
-            pixels=settings.pixels,
-            json_logs=json_logs,
-        )
-        for device in devices
-    ]
-    limits = Limits(
+    workers = [worker_settings(settings, paths, device, json_logs=json_logs) for device in devices]
+    return JobCore(models, state, limits_of(settings), partial(Dispatcher, workers), tuple(settings.pinned))
+
+
+def worker_settings(
+    settings: Settings, paths: Mapping[str, Path], device: str | None, *, json_logs: bool = False
+) -> WorkerSettings:
+    """Of a worker that holds these models."""
+    return WorkerSettings(
+        paths,
+        device=device,
+        runtime=settings.runtime,
+        options=Options(threads=settings.threads),
+        budget=settings.memory_budget,
+        batch=settings.batch,
+        pixels=settings.pixels,
+        json_logs=json_logs,
+    )
+
+
+def limits_of(settings: Settings) -> Limits:
+    return Limits(
         settings.queue, settings.queue_seconds, settings.timeout, settings.batch, settings.worker_memory,
         settings.age, settings.size, settings.draw_batch,
     )  # fmt: skip
-    return JobCore(models, state, limits, partial(Dispatcher, workers), tuple(settings.pinned))
+
+
+def address_of(host: str, port: int) -> str:
+    return f"http://{f'[{host}]' if ':' in host else host}:{port}"
 
 
 def run_server(folders: Sequence[Path], settings: Settings, *, json_logs: bool = False) -> None:
@@ -70,8 +81,7 @@ def run_server(folders: Sequence[Path], settings: Settings, *, json_logs: bool =
         port = int(listening.getsockname()[1])
         core = make_core(folders, settings, settings.state or default_state(port), json_logs=json_logs)
         set_up_logs(as_json=json_logs)
-        host = f"[{settings.host}]" if ":" in settings.host else settings.host
-        asyncio.run(_serve(core, settings, listening, f"http://{host}:{port}"))
+        asyncio.run(_serve(core, settings, listening, address_of(settings.host, port)))
 
 
 async def _serve(core: JobCore, settings: Settings, listening: socket.socket, address: str) -> None:

@@ -12,9 +12,9 @@ import threading
 import time
 from collections.abc import Callable
 from multiprocessing.connection import Connection
-from pathlib import Path
 from typing import Any
 
+from ..core.machine import resident
 from .jobs import STOPPED, Problem
 from .messages import Started, Stop
 from .worker import WorkerSettings, main
@@ -63,11 +63,7 @@ class Supervisor:
     @property
     def resident(self) -> int:
         """Bytes of memory that it holds; 0 where that cannot be read."""
-        try:
-            status = Path(f"/proc/{self.pid}/status").read_text()
-        except OSError:
-            return 0
-        return next((int(line.split()[1]) * 1024 for line in status.splitlines() if line.startswith("VmRSS")), 0)
+        return resident(self.pid) if self.pid is not None else 0
 
     def start(self) -> None:
         """Start the process; `ready` once it says so."""

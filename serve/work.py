@@ -2,13 +2,13 @@
 
 from __future__ import annotations
 
+import time
 from abc import ABC, abstractmethod
 from collections.abc import Callable
 from dataclasses import dataclass, field
 
-from ..core.errors import VitrifyError
 from .jobs import Job, Problem, State
-from .messages import Opened
+from .messages import Began, Failed, Finished, Opened, Stepped
 from .requests import GenerateRequest
 from .waiting import Rates, Waiting
 
@@ -16,7 +16,7 @@ LANES = ("slow", "quick")
 
 
 Changed = Callable[[str, Job], None]
-"""Is told ("started" | "step", job)."""
+"""Is told ("started" | "step" | "requeued", job)."""
 Ended = Callable[[Job, State, Problem | None], None]
 """Is told how a job ended; its state is not set yet."""
 
@@ -66,17 +66,6 @@ class View:
         return [(one.device, one.models[model]) for one in self.workers if model in one.models]
 
 
-class NotLoaded(VitrifyError):
-    """A model did not open; code, what and fix are those of the worker."""
-
-    def __init__(self, problem: Problem) -> None:
-        super().__init__(problem.what, problem.fix)
-        self.code, self.problem = problem.code, problem
-
-    def __reduce__(self) -> tuple[type[NotLoaded], tuple[Problem]]:  # type: ignore[override]
-        return type(self), (self.problem,)
-
-
 class Work(ABC):
     """Two lanes: pictures, which take long, and labels, which do not wait for them."""
 
@@ -106,10 +95,39 @@ class Work(ABC):
     def waiting(self) -> list[Job]:
         return [job for lane in self.lanes.values() for job in lane]
 
+    def heard(self, job: Job, message: Began | Stepped | Finished | Failed) -> tuple[State, Problem | None] | None:
+        """Take in what a worker says of its job; how it ended, where it has."""
+        if isinstance(message, Began):
+            if job.started is None:
+                job.state, job.started = State.RUNNING, time.time()
+                self.changed("started", job)
+        elif isinstance(message, Stepped):
+            job.step, job.steps = message.step, message.steps
+            job.eta = (message.steps - message.step) * message.seconds
+            job.preview = message.preview or job.preview
+            self.changed("step", job)
+        elif isinstance(message, Finished):
+            job.result = message.result
+            self.rates.done(job, job.request.cost, message.seconds)
+            return State.SUCCEEDED, None
+        else:
+            return State.CANCELLED if message.problem.code == "cancelled" else State.FAILED, message.problem
+        return None
+
+    def again(self, job: Job, *, alone: bool) -> None:
+        """Its worker was lost and is not to blame: it waits as if it had not begun.
+
+        alone: never again in a call with others.
+        """
+        job.alone, job.started, job.state = job.alone or alone, None, State.QUEUED
+        job.step, job.steps, job.eta, job.preview = 0, 0, None, None
+        self.lanes[lane_of(job)].push(job)
+        self.changed("requeued", job)
+
     @property
+    @abstractmethod
     def ready(self) -> bool:
         """Whether jobs can begin on every worker."""
-        return all(worker.ready for worker in self.workers())
 
     @abstractmethod
     def start(self) -> None: ...
@@ -139,7 +157,7 @@ class Work(ABC):
 
     @abstractmethod
     async def open(self, model: str, *, pinned: bool) -> Opened:
-        """Load a model, or find it open. Raises NotLoaded."""
+        """Load a model, or find it open. Raises Failure."""
 
     @abstractmethod
     def close(self, model: str) -> None:

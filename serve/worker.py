@@ -297,7 +297,7 @@ def problem_of(exc: BaseException) -> Problem:
     if isinstance(exc, Cancelled):
         return CANCELLED
     if isinstance(exc, VitrifyError):
-        return Problem(exc.code, exc.what, exc.fix)
+        return Problem.of(exc)
     if isinstance(exc, MemoryError):
         return Problem(
             "out_of_memory", "The job needs more memory than there is.", "Ask for less: fewer or smaller pictures."
