@@ -12,9 +12,11 @@ import typer
 
 from . import screen
 from .arguments import Force, Json, Offline, Revision, Token, Variant, Verify, refuse_source_options
+from .cli_bench import bench_app
 from .cli_compile import compile
 from .cli_run import classify, generate, use
 from .cli_serve import serve, serve_key
+from .cli_tune import tune
 from .core.errors import BadInput, Cancelled, DiskError, UsageError, VitrifyError
 
 app = typer.Typer(
@@ -26,6 +28,7 @@ app = typer.Typer(
 )
 cache_app = typer.Typer(help="The cache of graphs and exported models.", no_args_is_help=True)
 app.add_typer(cache_app, name="cache")
+app.add_typer(bench_app, name="bench")
 
 
 @app.command()
@@ -174,6 +177,7 @@ def inspect(
 
 app.command()(generate)
 app.command()(classify)
+app.command()(tune)
 app.command()(serve)
 app.command("serve-key")(serve_key)
 

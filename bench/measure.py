@@ -29,6 +29,7 @@ if TYPE_CHECKING:
     import resource
 
 MARK = "VITRIFY_BENCH "
+STARTED = "VITRIFY_BENCH_STARTED"  # tells a case when its process was started, in seconds since the epoch
 INTERVAL = 0.02
 _STDERR_LINES = 12
 _GRACE = 0.3  # seconds for helpers that end by themselves once the root is gone, such as a resource tracker
@@ -40,6 +41,7 @@ class Case:
     """What is run: a command and the variables that it gets on top of the harness's own environment.
 
     A line `VITRIFY_BENCH {"step_ms": 12.3}` on its stdout adds numbers to its sample: so a case times its inner part.
+    A list of numbers becomes one of the sample's series.
 
     repeats: runs in each round. group: cases of one group are compared with each other.
     timeout: seconds; None takes `measure`'s. cwd: the folder that it runs in, the harness's own when None.
@@ -74,6 +76,7 @@ class CaseFailed(VitrifyError):
     """A case ended badly. samples: everything that was measured of the others, and of this one before."""
 
     code = "case_failed"
+    exit_code = 5
 
     def __init__(self, what: str, fix: str, samples: Sequence[Sample] = ()) -> None:
         super().__init__(what, fix)
@@ -88,6 +91,7 @@ def measure(
     out: Path | None = None,
     timeout: float | None = None,
     interval: float = INTERVAL,
+    first: int = 1,
 ) -> list[Sample]:
     """Run every case in every round and return the counted samples in the order they were measured.
 
@@ -99,6 +103,7 @@ def measure(
         out: a file of JSON lines to append to (see `records`).
         timeout: seconds for a case that names none itself.
         interval: seconds between two readings of memory.
+        first: the first counted round's number, where the file holds rounds already.
 
     Raises:
         CaseFailed: with the samples of the rest.
@@ -126,7 +131,7 @@ def measure(
                 done += 1
                 if case.name in failures:
                     continue
-                where = {"round": max(number, WARMUP), "repeat": repeat, "position": position}
+                where = {"round": number + first - 1 if number >= 1 else WARMUP, "repeat": repeat, "position": position}
                 try:
                     sample = _run(case, where, case.timeout or timeout, interval)
                 except CaseFailed as exc:
@@ -180,7 +185,7 @@ def _run(case: Case, where: Mapping[str, int], timeout: float | None, interval: 
             del watched["pids"]
             stdout.seek(0)
             text = stdout.read().decode(errors="replace")
-        values = _printed(case, text)
+        values, series = _printed(case, text)
         if case.after is not None:
             values |= {k: float(v) for k, v in case.after(text).items()}
     except CaseFailed:
@@ -196,6 +201,7 @@ def _run(case: Case, where: Mapping[str, int], timeout: float | None, interval: 
         busy=busy,
         others_cores=round(cores, 3),
         values=values,
+        series=series,
     )
 
 
@@ -214,7 +220,7 @@ def _watch(case: Case, timeout: float | None, interval: float, stdout: IO[bytes]
             stdin=subprocess.DEVNULL,
             stdout=stdout,
             stderr=stderr,
-            env={**os.environ, **case.env},
+            env={**os.environ, STARTED: repr(started), **case.env},
             cwd=case.cwd,
             start_new_session=True,
         )
@@ -305,9 +311,10 @@ def _failure(case: Case, command: list[str], how: str, stderr: IO[bytes]) -> Cas
     return CaseFailed(f"Case {case.name!r} {how}. {said}", f"Run it alone: {shlex.join(command)}")
 
 
-def _printed(case: Case, text: str) -> dict[str, float]:
-    """The numbers on the case's `VITRIFY_BENCH` lines."""
+def _printed(case: Case, text: str) -> tuple[dict[str, float], dict[str, list[float]]]:
+    """The numbers on the case's `VITRIFY_BENCH` lines, and the lists of numbers."""
     values: dict[str, float] = {}
+    series: dict[str, list[float]] = {}
     for line in text.splitlines():
         if not line.startswith(MARK):
             continue
@@ -315,13 +322,18 @@ def _printed(case: Case, text: str) -> dict[str, float]:
             data = json.loads(line.removeprefix(MARK))
         except ValueError:
             data = None
-        if not isinstance(data, dict) or not all(_is_number(v) for v in data.values()):
+        if not isinstance(data, dict) or not all(_is_number(v) or _is_series(v) for v in data.values()):
             raise CaseFailed(
                 f"Case {case.name!r} printed {line[:200]!r}, which is not a JSON object of finite numbers.",
                 f'Print a line such as: {MARK}{{"step_ms": 12.3}}',
             )
-        values |= {str(k): float(v) for k, v in data.items()}
-    return values
+        values |= {str(k): float(v) for k, v in data.items() if not isinstance(v, list)}
+        series |= {str(k): [float(one) for one in v] for k, v in data.items() if isinstance(v, list)}
+    return values, series
+
+
+def _is_series(value: Any) -> bool:
+    return isinstance(value, list) and all(_is_number(one) for one in value)
 
 
 def _is_number(value: Any) -> bool:

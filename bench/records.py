@@ -8,8 +8,8 @@ from __future__ import annotations
 
 import json
 import os
-from collections.abc import Mapping
-from dataclasses import asdict, dataclass, field, fields
+from collections.abc import Mapping, Sequence
+from dataclasses import asdict, dataclass, field, fields, replace
 from pathlib import Path
 from types import TracebackType
 from typing import Any
@@ -42,7 +42,8 @@ class Sample:
     load: the system's 1-minute load average at the start. busy: other processes that used over a tenth of a core
         meanwhile. others_cores: the cores that all other processes used, on average.
     left_behind: processes that outlived the root and were killed.
-    values: the numbers that the case printed, and those of its `after` hook.
+    values: the numbers that the case printed, and those of its `after` hook. series: the lists that it printed, such
+        as the milliseconds of each call.
     """
 
     case: str
@@ -66,6 +67,7 @@ class Sample:
     others_cores: float = 0.0
     left_behind: int = 0
     values: Mapping[str, float] = field(default_factory=dict)
+    series: Mapping[str, Sequence[float]] = field(default_factory=dict)
 
     @property
     def peak(self) -> int:
@@ -129,12 +131,17 @@ def _ends_torn(path: Path) -> bool:
 
 @dataclass(frozen=True)
 class Recording:
-    """What a file holds: a header for each call of `measure`, the samples, the failures, and the torn lines' count."""
+    """What a file holds: a header for each call of `measure`, the samples, the failures, and the torn lines' count.
+
+    cells, skipped: what a matrix wrote of its cells; see `results`.
+    """
 
     headers: list[Json]
     samples: list[Sample]
     failures: list[Json]
     torn: int
+    cells: list[Json] = field(default_factory=list)
+    skipped: list[Json] = field(default_factory=list)
 
     @property
     def counted(self) -> list[Sample]:
@@ -153,17 +160,16 @@ def read(path: Path) -> Recording:
     except OSError as exc:
         raise BadInput(f"{path} cannot be read: {exc.strerror}.", "Name a file that a bench wrote.") from exc
     found = Recording([], [], [], 0)
+    others = {"header": found.headers, "failure": found.failures, "cell": found.cells, "skipped": found.skipped}
     torn = 0
     for line in filter(str.strip, lines):
         try:
             data = json.loads(line)
             kind = data.pop("kind")
-            if kind == "header":
-                found.headers.append(data)
-            elif kind == "sample":
+            if kind == "sample":
                 found.samples.append(Sample.from_json(data))
-            elif kind == "failure":
-                found.failures.append(data)
+            elif kind in others:
+                others[kind].append(data)
         except (ValueError, TypeError, KeyError, AttributeError):
             torn += 1
     if not found.headers:
@@ -174,4 +180,4 @@ def read(path: Path) -> Recording:
                 f"{path} has schema {header.get('schema')}; this version reads {SCHEMA}.",
                 "pip install --upgrade vitrify",
             )
-    return Recording(found.headers, found.samples, found.failures, torn)
+    return replace(found, torn=torn)

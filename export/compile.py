@@ -94,6 +94,19 @@ class CompileJob:
             made.with_hashes().save()
         return Compiled(Artifact.load(self.target), notes)
 
+    @export_libraries()
+    def prove(self) -> Compiled:
+        """Run the numeric proof of what lies at `target`, compiled by such a job, and write it into its manifest.
+
+        Raises:
+            ProofFailed: as `run`; what lies there stays as it was.
+            BadArtifact, BadInput: it cannot be opened.
+        """
+        notes: list[str] = []
+        proved = self._numeric(Artifact.load(self.target), notes)
+        proved.with_hashes().save()
+        return Compiled(Artifact.load(self.target), notes)
+
     def _samples(self) -> Recorded:
         if not self.recipe.calibrated:
             return {}
@@ -112,7 +125,7 @@ class CompileJob:
 
     def _component(self, component: Component, samples: list[dict[str, Any]], root: Path) -> Component:
         if self.to == "onnx":
-            return self._quantized(component, samples, root)
+            return self.quantized(component, samples, root)
         if self.to == "torch":
             from .torch_target import write_torch
 
@@ -124,7 +137,7 @@ class CompileJob:
 
                 wanted = self.recipe if self.recipe.applies_to(component.name) else None
                 return write_ir(component, root, recipe=wanted, folder=_folder(component), report=self.report)
-            quantized = self._quantized(component, samples, Path(side))
+            quantized = self.quantized(component, samples, Path(side))
             if self.to == "openvino":
                 from .ir import write_ir
 
@@ -136,7 +149,7 @@ class CompileJob:
                 compute_capability=self.compute_capability, report=self.report,
             )  # fmt: skip
 
-    def _quantized(self, component: Component, samples: list[dict[str, Any]], root: Path) -> Component:
+    def quantized(self, component: Component, samples: list[dict[str, Any]], root: Path) -> Component:
         """The component below `root`, in ONNX with the recipe's numbers."""
         if not self.recipe.applies_to(component.name):
             for path in (component.graph, *(w.path for w in component.weights)):

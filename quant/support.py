@@ -30,7 +30,7 @@ _REFUSED: dict[str, dict[str, str]] = {
 }
 
 
-# recipe -> target -> shares of float32's, of `WHAT_WAS_MEASURED` (`make bench`, docs/bench.md)
+# recipe -> target -> shares of float32's, of `WHAT_WAS_MEASURED` (`make bench`, docs/figures.md)
 MEASURED: dict[str, dict[str, dict[str, float]]] = {
     "int8-weights": {
         "onnx": {"disk": 0.27, "memory": 0.55, "time": 1.36},

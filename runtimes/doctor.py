@@ -23,7 +23,11 @@ _FLAGS = (
     "amx_int8",
     "amx_bf16",
     "asimd",
+    "asimddp",
     "i8mm",
+    "bf16",
+    "sve",
+    "sve2",
 )
 # distributions that install the same module and break each other
 _CONFLICTS = (("onnxruntime", "onnxruntime-gpu", "onnxruntime-directml", "onnxruntime-openvino"),)

@@ -1,0 +1,339 @@
+"""The search: measure all candidates a little, prove the best, vary those that pass, measure the last few well."""
+
+from __future__ import annotations
+
+import json
+import math
+import subprocess
+import sys
+import time
+from collections.abc import Iterable, Sequence
+from dataclasses import dataclass, field, replace
+from pathlib import Path
+from typing import Any
+
+from ...core.errors import BadInput, ProofFailed, VitrifyError
+from ...core.progress import Event, Report, silent
+from ...core.publish import locked
+from ...pipelines.load import open_artifact
+from ...quant.recipes import recipe
+from ..cells import Builder, Built, facts, operations
+from ..machine import describe_machine, fingerprint, versions
+from ..matrix import Skipped, as_it_is, calibration_for
+from ..measure import CaseFailed, measure
+from ..preparing import sources
+from ..records import SCHEMA, Writer
+from ..results import RESULTS, Cell, Results, read_results
+from ..runs import case_of, set_aside
+from ..spec import Spec
+from ..suite_file import Model
+from .candidates import candidates, variants
+from .goal import Goal
+from .sensitivity import parts_to_keep
+
+QUICK_S, WELL_S = 0.5, 2.0
+_FIRST, _SECOND, _LAST = 1, 2, 3  # rounds: of all candidates, of variants, and from here on of the last few
+LAST_ROUNDS = 3
+FINALISTS = 4
+_PASSING = 3  # artifacts whose options are varied
+# how much a candidate may be worse before its options are tried and still win after
+_REACH = 1.3
+_TRIES = 3  # of keeping more layers of one recipe
+_MARGIN_DB = 0.5  # noise is estimated with few steps
+_TIMEOUT = 1800.0
+
+
+@dataclass
+class Search:
+    """One search with its settings.
+
+    out: the folder for artifacts, results and report. minutes: after which nothing new is tried; None: no limit.
+    everything: measure and prove every candidate and variant, to see what the search may have missed.
+    """
+
+    model: Model
+    goal: Goal
+    out: Path
+    report: Report = silent
+    everything: bool = False
+    minutes: float | None = None
+    started: float = field(default_factory=time.monotonic)
+    builts: dict[str, Built] = field(default_factory=dict)
+    skipped: list[Skipped] = field(default_factory=list)
+    notes: list[str] = field(default_factory=list)
+    _read: Results | None = None
+
+    def run(self) -> Cell:
+        """Search, and return the winner as it was measured; `results` has all the others.
+
+        A search that was stopped goes on where it was: artifacts, proofs and samples in `out` are used again where
+        they are of this machine, these libraries and this source.
+
+        Raises:
+            ProofFailed: no candidate reaches the bar; says how near the nearest came.
+            BadInput, CaseFailed: the source cannot be opened or exported, or no candidate can be run.
+            Busy: another search or bench writes into `out`.
+        """
+        if self.out.exists() and not self.out.is_dir():
+            raise BadInput(f"{self.out} is a file.", "Give a folder with -o.")
+        self.out.mkdir(parents=True, exist_ok=True)
+        with locked(self.out / RESULTS):
+            self._begin()
+            self._builder = Builder(self.out, self.report, verify=False)
+            self._source = self._builder.source(self.model)
+            artifact = self._artifact = open_artifact(self._source.root)
+            self.goal = self.goal.of_task("text2img" if "text2img" in artifact.pipeline["tasks"] else "classify")
+            self._gflop = operations(lambda line: self._say(line))
+            found = candidates(
+                self.model.name, self.model.source, artifact, self.model.axes, self.goal, self.everything
+            )
+            self.skipped = found.skipped
+            for one in found.skipped:
+                self._say(f"not tried: {one.spec.how}: {one.what}")
+            specs = self._build(found.specs)
+            if not specs:
+                raise BadInput("No candidate could be made.", "See the lines above; name others with --quant.")
+            if self.goal.objective != "disk" or self.goal.limits:  # a file's size is known without running it
+                self._measure(specs, _FIRST, 1, QUICK_S)
+            passing = self._passing(specs)
+            if not passing:
+                raise ProofFailed(self._how_near(specs), "Lower the bar, or allow other recipes or runtimes.")
+            widened = self._varied(passing)
+            return self._last(widened)
+
+    @property
+    def results(self) -> Results:
+        """Everything that was measured until now."""
+        if self._read is None:
+            self._read = read_results(self.out)
+        return self._read
+
+    def best(self) -> Cell | None:
+        """The best that is known to reach the bar, as far as the search has come."""
+        try:
+            known = [c for c in self.results.cells if c.failure is None and c.facts.get("artifact")]
+        except BadInput:
+            return None
+        passing = [c for c in known if self._reaches(c.spec) and math.isfinite(self.goal.value(c))]
+        return min(passing, key=self._last_value, default=None)
+
+    # stages
+
+    def _build(self, specs: Sequence[Spec]) -> list[Spec]:
+        """Those whose artifact could be made."""
+        made = []
+        for number, spec in enumerate(specs):
+            self.report(Event(f"compile {spec.how}", number, len(specs), "candidates"))
+            try:
+                self.builts[spec.name] = self._builder.cell(self.model, self._source, spec)
+            except VitrifyError as exc:
+                self._say(f"failed: {spec.how}: {exc.what}")
+                self.skipped.append(Skipped(spec, exc.what, exc.fix))
+            else:
+                made.append(spec)
+                self._write(spec)
+        return made
+
+    def _passing(self, specs: Sequence[Spec]) -> list[Spec]:
+        """Up to three that reach the bar, proved from the best on; rounded ones below it get more precision."""
+        ranked = sorted(self._measured(specs), key=self._value)
+        passing: list[Spec] = []
+        for spec in ranked:
+            best = min(map(self._value, passing), default=math.inf)
+            if not self.everything and passing and (self._value(spec) > _REACH * best or len(passing) >= _PASSING):
+                break
+            if passing and self._late():
+                break
+            if math.isinf(self._value(spec)):
+                continue  # a limit is broken
+            if self._prove(spec):
+                passing.append(spec)
+            else:
+                self._say(f"below the bar: {spec.how}, {self._quality(spec)}")
+        best = min(map(self._value, passing), default=math.inf)
+        for spec in ranked:
+            # with layers kept it can only be slower or larger than it is
+            if self._value(spec) < best and not self._reaches(spec) and not self._late():
+                raised = self._raised(spec)
+                if raised is not None:
+                    passing.append(raised)
+                    best = min(best, self._value(raised))
+        return sorted(passing, key=self._value)
+
+    def _raised(self, spec: Spec) -> Spec | None:
+        """The same recipe with its most sensitive parts kept until it reaches the bar; None where it does not."""
+        short = self.goal.shortfall(self._cell(spec).quality)
+        if recipe(spec.recipe).lossless or not math.isfinite(short):
+            return None
+        noise = self._noise(spec)
+        wanted = short if self.goal.min_psnr is not None else 3.0  # of labels nobody knows how they follow noise
+        for _ in range(_TRIES):
+            kept = parts_to_keep(noise, wanted + _MARGIN_DB)
+            if not kept or len(kept) == len(noise):
+                break  # all of it would be kept
+            raised = replace(spec, recipe=recipe(_with_kept(spec.recipe, kept)).id)
+            self._say(f"{spec.how} misses the bar by {short:.1f}: keeping {', '.join(kept)}")
+            if not self._build([raised]):
+                return None
+            self._measure([raised], _FIRST, 1, QUICK_S)
+            if self._prove(raised):
+                return raised if math.isfinite(self._value(raised)) else None
+            self._say(f"below the bar: {raised.how}, {self._quality(raised)}")
+            wanted += max(1.0, min(self.goal.shortfall(self._cell(raised).quality), 6.0))
+        return None
+
+    def _varied(self, passing: Sequence[Spec]) -> list[Spec]:
+        """The best of those that reach the bar, with all options and threads, measured once more."""
+        chosen = passing if self.everything else passing[:_PASSING]
+        specs = list(chosen)
+        for spec in chosen:
+            for one in variants(spec, self.goal):
+                self.builts[one.name] = self.builts[spec.name]
+                self._write(one)
+                specs.append(one)
+        if self.goal.objective == "disk" or (self._late() and not self.everything):
+            return list(chosen)
+        self._measure(specs, _SECOND, 1, QUICK_S)
+        return specs
+
+    def _last(self, specs: Sequence[Spec]) -> Cell:
+        """The winner of the last few."""
+        finalists = sorted(self._measured(specs), key=self._value)
+        baseline = self._baseline()
+        if not self.everything:
+            finalists = finalists[:FINALISTS]
+        shown = {s.name: s for s in [*([baseline] if baseline else []), *finalists]}
+        self._measure(list(shown.values()), _LAST, LAST_ROUNDS, WELL_S)
+        return min((self._cell(s) for s in finalists), key=self._last_value)
+
+    # what is known
+
+    def _cell(self, spec: Spec) -> Cell:
+        return next(cell for cell in self.results.cells if cell.name == spec.name)
+
+    def _measured(self, specs: Iterable[Spec]) -> list[Spec]:
+        """Those that have the figure that is made small, and did not fail."""
+        cells = {cell.name: cell for cell in self.results.cells}
+        return [s for s in specs if cells[s.name].figure(self.goal.metric) and cells[s.name].failure is None]
+
+    def _value(self, spec: Spec) -> float:
+        return self.goal.value(self._cell(spec))
+
+    def _last_value(self, cell: Cell) -> float:
+        """Of the last rounds, whose processes took turns with each other."""
+        return self.goal.value(replace(cell, samples=[s for s in cell.samples if s.round >= _LAST] or cell.samples))
+
+    def _reaches(self, spec: Spec) -> bool:
+        cell = self._cell(spec)
+        if recipe(spec.recipe).lossless and cell.facts.get("artifact_id") == self._artifact.id:
+            return True  # it is what the others are held against
+        return self.goal.reaches(cell.quality) and not cell.facts.get("failed_proof")
+
+    def _quality(self, spec: Spec) -> str:
+        cell = self._cell(spec)
+        return cell.quality.label if cell.quality else "not measured"
+
+    def _baseline(self) -> Spec | None:
+        """The first in float32, which the report divides by."""
+        return next((c.spec for c in self.results.measured if recipe(c.spec.recipe).lossless), None)
+
+    def _late(self) -> bool:
+        return self.minutes is not None and time.monotonic() - self.started > 60 * self.minutes
+
+    def _how_near(self, specs: Sequence[Spec]) -> str:
+        cells = [c for c in self.results.cells if c.failure is None and (c.quality is not None or self.goal.limits)]
+        nearest = min(
+            cells, key=lambda c: (max(1.0, self.goal.excess(c)), self.goal.shortfall(c.quality)), default=None
+        )
+        said = f"No candidate of {self.model.name} reaches {self.goal.bar}."
+        if nearest is None:
+            return f"{said} None of {len(specs)} could be proved."
+        missed = "; ".join(self.goal.broken(nearest))
+        quality = nearest.quality.label if nearest.quality else "its quality was not proved"
+        return f"{said} The nearest is {nearest.spec.how} with {missed or quality}."
+
+    # what is done
+
+    def _write(self, spec: Spec) -> None:
+        """The cell's line; of one that was proved meanwhile a newer one."""
+        with Writer(self.out / RESULTS) as writer:
+            writer.line("cell", facts(spec, self.builts[spec.name], self.out, self._gflop(spec, self._source.root)))
+        self._read = None
+
+    def _measure(self, specs: Sequence[Spec], first: int, rounds: int, seconds: float) -> None:
+        """Run those that have no samples of these rounds yet; a failure is a line of the results."""
+        done = {(s.case, s.round) for c in self.results.cells for s in c.samples}
+        failed = {c.name for c in self.results.failed}
+        wanted = [
+            s for s in specs if s.name not in failed and any((s.name, first + n) not in done for n in range(rounds))
+        ]
+        if not wanted:
+            return
+        cases = [case_of(s, self.builts[s.name].root, seconds, 2 if seconds < 1 else 5) for s in wanted]
+        try:
+            measure(cases, rounds, 0, self.report, self.out / RESULTS, _TIMEOUT, first=first)
+        except CaseFailed as exc:
+            self._say(f"failed: {exc.what}")
+        finally:
+            self._read = None
+
+    def _prove(self, spec: Spec) -> bool:
+        """Whether it reaches the bar, from the proof in its manifest, which is made where it is not there yet."""
+        built = self.builts[spec.name]
+        if self._cell(spec).quality is None and not as_it_is(spec, self._artifact):
+            self.report(Event(f"prove {spec.how}"))
+            command = [sys.executable, "-m", "vitrify.bench.tune.proving", str(built.root), str(self._source.root)]
+            done = subprocess.run([*command, spec.runtime, spec.recipe], capture_output=True, text=True)
+            if done.returncode != 0:
+                self._say(f"not proved: {spec.how}: {' '.join(done.stderr.strip().splitlines()[-2:])}")
+            self._write(spec)
+        return self._reaches(spec)
+
+    def _noise(self, spec: Spec) -> dict[str, float]:
+        """Part -> noise; kept in `out`, for it takes long."""
+        # ONNX has no nf4; what int4 loses most in, it does too
+        base = spec.recipe.replace("nf4-weights", "int4-weights")
+        kept = self.out / "sensitivity.json"
+        known: dict[str, Any] = json.loads(kept.read_text()) if kept.exists() else {}
+        if base not in known:
+            self.report(Event(f"find the sensitive parts in {base}"))
+            command = [sys.executable, "-m", "vitrify.bench.tune.sensitivity", str(self._source.root), base]
+            calibration = calibration_for(spec, self.model.axes.calibration)
+            done = subprocess.run(
+                [*command, *([str(calibration)] if calibration else [])], capture_output=True, text=True
+            )
+            if done.returncode != 0:
+                self._say(f"the sensitive parts are not known: {' '.join(done.stderr.strip().splitlines()[-2:])}")
+                return {}
+            known[base] = json.loads(done.stdout.splitlines()[-1])
+            kept.write_text(json.dumps(known, indent=1))
+        return dict(known[base])
+
+    def _begin(self) -> None:
+        """Go on with the results that lie there, or set them aside where they are of something else."""
+        file, mark = self.out / RESULTS, self.out / "tune.key"
+        machine = describe_machine()
+        key = json.dumps(
+            [fingerprint(machine), versions(), sources(), self.model.source, self.goal.to_json(), self.everything]
+        )
+        if not mark.exists() or mark.read_text() != key:
+            set_aside(file)
+            mark.write_text(key)
+        if not file.exists():
+            with Writer(file) as writer:
+                plan = {"tune": self.goal.to_json(), "cases": []}
+                header = {"schema": SCHEMA, "started": time.time(), "machine": machine, "versions": versions()}
+                writer.line("header", {**header, "plan": plan})
+
+    def _say(self, line: str) -> None:
+        self.notes.append(line)
+        self.report(Event("tune", note=line))
+
+
+def _with_kept(id: str, parts: Sequence[str]) -> str:
+    """The recipe with these parts kept besides those that it keeps."""
+    name, _, options = id.partition(":")
+    said = [o for o in options.split(",") if o]
+    before = next((o.removeprefix("keep=") for o in said if o.startswith("keep=")), "")
+    keep = "+".join(filter(None, [before, *parts]))
+    return f"{name}:" + ",".join([*(o for o in said if not o.startswith("keep=")), f"keep={keep}"])

@@ -1,0 +1,199 @@
+"""One cell of a matrix in a process of its own: opens an artifact, calls it, and prints what the parts took.
+
+Run as `python -m vitrify.bench.worker ARTIFACT SPEC SECONDS CALLS`, where SPEC is a `Spec` as JSON.
+"""
+
+from __future__ import annotations
+
+import json
+import os
+import statistics
+import sys
+import time
+from collections.abc import Callable, Mapping, Sequence
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+
+from .measure import MARK, STARTED
+from .spec import TEXT2IMG, Spec
+
+if TYPE_CHECKING:
+    from ..core.tensors import Array, TensorSpec
+    from ..runtimes.base import Placement, Session
+
+Values = dict[str, float]
+Series = dict[str, list[float]]
+PROMPT, NEGATIVE = "a red apple", "blurry"
+SEED = 0
+
+
+class TimedSession:
+    """A session that keeps how long it ran, ms: `spent` since the last `lap`, and `laps`."""
+
+    def __init__(self, session: Session) -> None:
+        self._session = session
+        self.spent = 0.0
+        self.laps: list[float] = []
+
+    def lap(self) -> None:
+        self.laps.append(self.spent)
+        self.spent = 0.0
+
+    @property
+    def inputs(self) -> Mapping[str, TensorSpec]:
+        return self._session.inputs
+
+    @property
+    def outputs(self) -> Mapping[str, TensorSpec]:
+        return self._session.outputs
+
+    @property
+    def placement(self) -> Placement:
+        return self._session.placement
+
+    def run(self, tensors: Mapping[str, Array]) -> dict[str, Array]:
+        start = time.perf_counter()
+        out = self._session.run(tensors)
+        self.spent += (time.perf_counter() - start) * 1e3
+        return out
+
+    def close(self) -> None:
+        self._session.close()
+
+
+def run_cell(artifact: Path, spec: Spec, seconds: float, calls: int, started: float) -> tuple[Values, Series]:
+    """Open, call once, warm up, and time calls for `seconds`, at least `calls` of them.
+
+    Args:
+        started: when the process was, in seconds since the epoch.
+
+    Returns:
+        Values, as docs/bench.md lists them, and the ms of each call and of each denoising step.
+
+    Raises:
+        VitrifyError: the artifact, the device or the runtime cannot be used, or a component gives NaN.
+    """
+    import numpy as _numpy  # noqa: F401  (its import belongs to the start, not to the artifact)
+
+    from ..core.registry import load_runtime
+    from ..pipelines.load import load, open_artifact
+    from ..runtimes.base import Options
+
+    load_runtime(spec.runtime)
+    found: Values = {"start_s": time.time() - started}
+    before = time.perf_counter()
+    opened = open_artifact(artifact)
+    found["load_s"] = time.perf_counter() - before
+    before = time.perf_counter()
+    options = Options(threads=spec.threads, **spec.options)
+    pipeline: Any = load(opened, spec.device, options=options, runtime=spec.runtime)
+    found["compile_s"] = time.perf_counter() - before
+    try:
+        call, parts = (_drawing if spec.task == TEXT2IMG else _labelling)(pipeline, spec)
+        before = time.perf_counter()
+        call()
+        found["first_s"] = time.perf_counter() - before
+        found["cold_s"] = time.time() - started
+        values, series = _steady(pipeline, call, parts, seconds, calls, spec)
+        return found | values, series
+    finally:
+        pipeline.close()
+
+
+def _steady(
+    pipeline: Any, call: Callable[[], object], parts: Series, seconds: float, calls: int, spec: Spec
+) -> tuple[Values, Series]:
+    from .energy import EnergyMeter
+    from .timing import Yardstick, time_calls
+
+    sessions = {name: TimedSession(session) for name, session in pipeline.sessions.items()}
+    pipeline.sessions = sessions
+    for values in parts.values():
+        values.clear()
+
+    def lap() -> None:
+        call()
+        for session in sessions.values():
+            session.lap()
+
+    yardstick = Yardstick()
+    timed = time_calls(lap, seconds, calls, yardstick)
+    found: Values = {
+        "calls": len(timed.calls),
+        "latency_ms": statistics.median(timed.calls),
+        "items_per_s": spec.batch * len(timed.calls) / sum(timed.calls) * 1e3,
+        "yardstick_ms": statistics.median(timed.yardsticks),
+        "peak_gflops": yardstick.gflops(min(timed.yardsticks)),
+    }
+    found |= {name: statistics.median(values) for name, values in parts.items()}
+    # the few calls that warmed up are among these
+    found |= {f"{name}_ms": statistics.median(session.laps) for name, session in sessions.items()}
+    meter = EnergyMeter(spec.device)
+    if meter.source_is_readable:
+        meter.start()
+        for _ in timed.calls:
+            call()
+        joules = meter.stop()
+        if joules is not None:
+            found["joules"] = joules / len(timed.calls)
+    return found, {"latency_ms": timed.calls} | {k: v for k, v in parts.items() if k == "step_ms"}
+
+
+def _drawing(pipeline: Any, spec: Spec) -> tuple[Callable[[], object], Series]:
+    parts: Series = {"encode_ms": [], "step_ms": [], "decode_ms": []}
+
+    def call() -> object:
+        result = pipeline.generate(
+            PROMPT,
+            negative_prompt=NEGATIVE,
+            width=spec.width,
+            height=spec.height,
+            steps=spec.steps,
+            guidance=spec.guidance,
+            seed=SEED,
+            batch=spec.batch,
+        )
+        parts["encode_ms"].append(result.timings["encode"] * 1e3)
+        parts["step_ms"] += [seconds * 1e3 for seconds in result.timings["steps"]]
+        parts["decode_ms"].append(result.timings["decode"] * 1e3)
+        return result
+
+    return call, parts
+
+
+def _labelling(pipeline: Any, spec: Spec) -> tuple[Callable[[], object], Series]:
+    import numpy as np
+    from PIL import Image
+
+    rng = np.random.default_rng(SEED)
+    coarse = rng.integers(0, 256, (spec.batch, 24, 32, 3), dtype=np.uint8)
+    pictures = [Image.fromarray(one).resize((512, 384), Image.Resampling.BICUBIC) for one in coarse]
+    parts: Series = {"preprocess_ms": []}
+
+    def call() -> object:
+        result = pipeline.run(pictures, batch=spec.batch)
+        parts["preprocess_ms"].append(result.timings["preprocess"] * 1e3)
+        return result
+
+    return call, parts
+
+
+def main(arguments: Sequence[str]) -> int:
+    from ..core.errors import VitrifyError
+
+    if len(arguments) != 4:
+        print("usage: python -m vitrify.bench.worker ARTIFACT SPEC SECONDS CALLS", file=sys.stderr)
+        return 2
+    artifact, spec, seconds, calls = arguments
+    started = float(os.environ.get(STARTED) or time.time())
+    try:
+        values, series = run_cell(Path(artifact), Spec.from_json(json.loads(spec)), float(seconds), int(calls), started)
+    except VitrifyError as exc:
+        print(f"error: {exc.what}\n  fix: {exc.fix}", file=sys.stderr)
+        return exc.exit_code
+    print(MARK + json.dumps(values), MARK + json.dumps(series), sep="\n", flush=True)
+    return 0
+
+
+if __name__ == "__main__":
+    sys.exit(main(sys.argv[1:]))
