@@ -11,7 +11,7 @@ $(VENV)/.ready: pyproject.toml
 	test -x $(BIN)/python || $(PYTHON) -m venv $(VENV)
 	$(BIN)/pip install -q -U pip
 	$(BIN)/pip install -q torch==2.13.0
-	$(BIN)/pip install -q -e ".[export,onnx,openvino,quant,tensorrt-rtx,torch,faces,bench,serve,dev]"
+	$(BIN)/pip install -q -e ".[export,onnx,openvino,quant,tensorrt-rtx,torch,faces,bench,loadgen,serve,dev]"
 	touch $@
 
 .typecheck/vitrify:

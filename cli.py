@@ -14,8 +14,10 @@ from . import screen
 from .arguments import Force, Json, Offline, Revision, Token, Variant, Verify, refuse_source_options
 from .cli_bench import bench_app
 from .cli_compile import compile
+from .cli_loadgen import loadgen
 from .cli_run import classify, generate, use
 from .cli_serve import serve, serve_key
+from .cli_sweep import sweep
 from .cli_tune import tune
 from .core.errors import BadInput, Cancelled, DiskError, UsageError, VitrifyError
 
@@ -177,7 +179,9 @@ def inspect(
 
 app.command()(generate)
 app.command()(classify)
+app.command()(sweep)
 app.command()(tune)
+app.command()(loadgen)
 app.command()(serve)
 app.command("serve-key")(serve_key)
 

@@ -88,7 +88,7 @@ class Builder:
     def _made(
         self, what: str, folder: Path, command: Sequence[str], given: Iterable[Path], env: Mapping[str, str]
     ) -> Built:
-        said = [sys.executable, "-m", "vitrify", *command, "-o", str(folder)]
+        said = [sys.executable, "-P", "-m", "vitrify", *command, "-o", str(folder)]
         if self.verify is not None:
             said.append("--verify" if self.verify else "--no-verify")
         wanted = record(said, given)
@@ -145,7 +145,7 @@ def operations(say: Callable[[str], None]) -> Callable[[Spec, Path], float | Non
     def ask(spec: Spec, artifact: Path) -> float | None:
         key = (spec.model, spec.asked)
         if key not in known:
-            command = [sys.executable, "-m", "vitrify.bench.flops", str(artifact), json.dumps(spec.to_json())]
+            command = [sys.executable, "-P", "-m", "vitrify.bench.flops", str(artifact), json.dumps(spec.to_json())]
             done = subprocess.run(command, capture_output=True, text=True)
             try:
                 known[key] = float(done.stdout) / 1e9

@@ -118,7 +118,7 @@ def case_of(spec: Spec, artifact: Path, seconds: float, calls: int) -> Case:
             raise CaseFailed(_EMPTY, "Run it alone.")
         return {}
 
-    command = [sys.executable, "-m", "vitrify.bench.worker", str(artifact), json.dumps(spec.to_json())]
+    command = [sys.executable, "-P", "-m", "vitrify.bench.worker", str(artifact), json.dumps(spec.to_json())]
     return Case(spec.name, [*command, str(seconds), str(calls)], OFFLINE, group=spec.asked, after=printed)
 
 

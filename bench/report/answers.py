@@ -20,9 +20,11 @@ def answer(cells: Sequence[Cell], bar: Bar) -> list[str]:
     if fastest.cell is None:
         return _unmet(fastest, bar)
     said = [*_fastest(fastest, len(cells), bar), *_remarks(fastest)]
-    said += _least(memory, fastest.cell, "needs the least memory", "needs less memory", "at its peak")
-    said += _least(disk, fastest.cell, "is the smallest on disk", "is smaller on disk", "")
-    return [*said, *_full_precision(cells, fastest.cell, bar)]
+    named, least = _least(
+        memory, fastest.cell, fastest.cell, "needs the least memory", "needs less memory", "at its peak"
+    )
+    _, smallest = _least(disk, fastest.cell, named, "is the smallest on disk", "is smaller on disk", "")
+    return [*said, *least, *smallest, *_full_precision(cells, fastest.cell, bar)]
 
 
 def quality_in_words(cell: Cell) -> str:
@@ -121,28 +123,31 @@ def _full_precision(cells: Sequence[Cell], fastest: Cell, bar: Bar) -> list[str]
     return ["In full precision ", Strong(choice.cell.spec.how), f" is the fastest: {took}, {times(choice.ratio)}. "]
 
 
-def _least(choice: Choice, fastest: Cell, what: str, compared: str, where: str) -> list[str]:
-    """The sentence of memory or disk."""
+def _least(choice: Choice, fastest: Cell, named: Cell, what: str, compared: str, where: str) -> tuple[Cell, list[str]]:
+    """The sentence of memory or disk, and the cell that it is of.
+
+    named: the cell that the sentence before is of, which "it" stands for.
+    """
     cell, base, metric = choice.cell, choice.baseline, OBJECTIVES[choice.objective]
     if cell is None:
-        return []
+        return named, []
     # a tie is no reason for another cell
     if fastest is not cell and (level := relative(fastest, cell, metric)) and level.median <= 1:
         cell = fastest
     own, before = cell.figure(metric), base.figure(metric) if base else None
     ratio = None if base is None or base is cell else relative(cell, base, metric)
     if own is None:
-        return []
+        return named, []
     had = f"{about(own, 'MB')} {where}".strip()
     if base is not None and (cell is base or (ratio is not None and ratio.median >= 1)):
-        return [f"Nothing {compared} than the baseline{' either' if fastest is base else ''}: {had}. "]
-    name: list[str] = ["It also"] if cell is fastest else [Strong(cell.spec.how)]
+        return base, [f"Nothing {compared} than the baseline{' either' if named is base else ''}: {had}. "]
+    name: list[str] = ["It also"] if cell is named else [Strong(cell.spec.how)]
     beside = ""
     if ratio is not None and before is not None:
         part = times(ratio) if ratio.noisy or ratio.high >= 1 else number(ratio.median)
         beside = f", {part} of the baseline's {about(before, 'MB')}"
         beside += "" if ratio.high < 1 else ", which the rounds do not tell from it"
     slower = ""
-    if cell is not fastest and (took := cell.figure("latency_ms")):
+    if cell not in (fastest, named) and (took := cell.figure("latency_ms")):
         slower = f"; a call takes {measured(took, 'ms')}, and {quality_in_words(cell)}"
-    return [*name, f" {what}: {had}{beside}{slower}. "]
+    return cell, [*name, f" {what}: {had}{beside}{slower}. "]

@@ -8,6 +8,7 @@ from __future__ import annotations
 
 import io
 import re
+import textwrap
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass
@@ -40,7 +41,7 @@ MARKS = ("o", "s", "^", "D", "v", "P")
 WIDE, NARROW = 10.4, 3.9  # inches
 _DPI = 72  # an SVG's points
 _STYLE = {"font.family": "DejaVu Sans", "svg.fonttype": "path", "svg.hashsalt": "vitrify"}
-LOG = 8.0  # largest / smallest latency above which its axis is logarithmic
+LOG = 8.0  # longest / shortest time above which its axis is logarithmic
 
 
 @dataclass(frozen=True)
@@ -92,9 +93,16 @@ def logarithmic(ax: Axes) -> None:
     ax.xaxis.set_minor_formatter(NullFormatter())
 
 
-def names(ax: Axes, labels: Sequence[str]) -> None:
+def wrapped(label: str, narrow: bool) -> str:
+    """A name on one line or two; what does not fit is cut, so that it leaves room for the drawing."""
+    lines = textwrap.wrap(label, 32 if narrow else 46, max_lines=2, placeholder=" …")
+    return "\n".join(lines)
+
+
+def names(ax: Axes, labels: Sequence[str], narrow: bool) -> None:
+    """Write the names of rows, the first on top."""
     ax.set_yticks(range(len(labels)))
-    for text in ax.set_yticklabels(labels, fontsize=8):
+    for text in ax.set_yticklabels([wrapped(label, narrow) for label in labels], fontsize=8, linespacing=0.9):
         text.set_parse_math(False)
     ax.tick_params(axis="y", length=0, labelcolor=INK)
     ax.set_ylim(len(labels) - 0.5, -0.5)
@@ -106,14 +114,14 @@ def legend(figure: Drawing, used: Sequence[int] | range, names: Sequence[str], m
         return
     from matplotlib.lines import Line2D
 
-    handles = [
-        Line2D([], [], ls="", marker=marks[i % len(marks)], ms=5.5, color=SERIES[i % len(SERIES)], label=names[i])
-        for i in used
-    ]
+    handles = [Line2D([], [], ls="", marker=marks[i % len(marks)], ms=5.5, color=SERIES[i % len(SERIES)]) for i in used]
+    labels = [wrapped(names[i], False) for i in used]
+    room = figure.get_figwidth() * _DPI - sum(5.5 * len(label) + 25 for label in labels)
     box = figure.legend(
         handles=handles,
+        labels=labels,
         loc="outside upper left",
-        ncols=len(handles) if sum(len(names[i]) for i in used) < 60 else 1,
+        ncols=len(handles) if room > 0 else 1,
         frameon=False,
         fontsize=8,
         handletextpad=0.2,

@@ -73,8 +73,11 @@ def place(
     marks = [Box(x - radius, y - radius, 2 * radius, 2 * radius) for x, y in points]
     count = len(points)
     tried = [
-        [(_fixed_cost(c.box, inside, [*marks, *obstacles]) + 1e-4 * number, c) for number, c in enumerate(found)]
-        for found in (_candidates(point, size, radius) for point, size in zip(points, sizes, strict=True))
+        [
+            (_fixed_cost(c, point, inside, marks, obstacles) + 1e-4 * number, c)
+            for number, c in enumerate(_candidates(point, size, radius))
+        ]
+        for point, size in zip(points, sizes, strict=True)
     ]
     # the order in which they are placed decides much; the first is that of their priority
     orders: list[Sequence[int]] = [range(count), range(count - 1, -1, -1)]
@@ -127,11 +130,18 @@ def _candidates(point: tuple[float, float], size: tuple[float, float], radius: f
     return found
 
 
-def _fixed_cost(box: Box, inside: Box, obstacles: Sequence[Box]) -> float:
+def _fixed_cost(
+    candidate: Placed, point: tuple[float, float], inside: Box, marks: Sequence[Box], obstacles: Sequence[Box]
+) -> float:
     """Of what does not move: 0 where it touches nothing and leaves nothing; else 1 or more."""
+    box = candidate.box
     outside = box.width * box.height - box.overlap(inside)
-    hidden = sum(_padded(box).overlap(other) for other in obstacles)
-    return (1 + hidden if hidden > 0.01 else 0.0) + (1000 + outside if outside > 0.01 else 0.0)
+    hidden = sum(_padded(box).overlap(other) for other in (*marks, *obstacles))
+    passed = 0
+    if candidate.anchor is not None:  # a line through another point would seem to be that one's
+        own = Box(*point, 0, 0)
+        passed = sum(mark.crossed(point, candidate.anchor) for mark in marks if not _holds(mark, own))
+    return 20.0 * passed + (1 + hidden if hidden > 0.01 else 0.0) + (1000 + outside if outside > 0.01 else 0.0)
 
 
 def _cost(
@@ -147,6 +157,10 @@ def _cost(
     if candidate.anchor is not None:
         crossed += sum(other.box.crossed(point, candidate.anchor) for other in others)
     return (1 + hidden if hidden > 0.01 else 0.0) + 50.0 * crossed
+
+
+def _holds(mark: Box, point: Box) -> bool:
+    return mark.x <= point.x <= mark.x + mark.width and mark.y <= point.y <= mark.y + mark.height
 
 
 def _padded(box: Box) -> Box:

@@ -24,6 +24,7 @@ from .drawing import (
     names,
     style,
     svg_of,
+    wrapped,
 )
 from .words import number
 
@@ -55,14 +56,14 @@ def bars(rows: Sequence[Bar], panels: Sequence[str], series: Sequence[str]) -> t
     """
 
     def draw(narrow: bool) -> str:
-        row = 0.25
+        row = 0.3 if any("\n" in wrapped(r.label, narrow) for r in rows) else 0.25
         high = len(rows) * row + 0.55
         shape = (len(panels), 1) if narrow else (1, len(panels))
         size = (NARROW, high * len(panels) + 0.4) if narrow else (WIDE, high + 0.4)
         figure = drawing(size)
         axes = figure.subplots(*shape, sharey=not narrow, squeeze=False).flatten()
         for number_, (ax, title) in enumerate(zip(axes, panels, strict=True)):
-            _panel(ax, rows, number_, title, labelled=narrow or number_ == 0)
+            _panel(ax, rows, number_, title, narrow)
         legend(figure, sorted({r.series for r in rows}), series, ("s",) * len(MARKS))
         return svg_of(figure)
 
@@ -86,11 +87,12 @@ def dots(
         figure = drawing((NARROW if narrow else WIDE, len(labels) * 0.3 + 0.95))
         ax = figure.subplots()
         bare(ax)
-        known = [v.median for row in values for v in row if v is not None and v.median > 0]
-        if known and max(known) > LOG * min(known):
+        known = [v for row in values for v in row if v is not None]
+        least, longest = min((v.low for v in known), default=0.0), max((v.high for v in known), default=1.0)
+        if longest > LOG * least > 0:
             logarithmic(ax)
         else:
-            ax.set_xlim(0, max((v.high for row in values for v in row if v is not None), default=1.0) * 1.06)
+            ax.set_xlim(0, longest * 1.06)
         for y, row in enumerate(values):
             ax.axhline(y, color=LINE, lw=0.5, zorder=0)
             for k, value in enumerate(row):
@@ -98,7 +100,7 @@ def dots(
                     colour, at = SERIES[k % len(SERIES)], y + (k - (len(row) - 1) / 2) * 0.22
                     ax.plot([value.low, value.high], [at, at], color=colour, lw=1.2, solid_capstyle="butt")
                     ax.plot(value.median, at, MARKS[k % len(MARKS)], color=colour, ms=5, mec=GROUND, mew=0.6)
-        names(ax, labels)
+        names(ax, labels, narrow)
         ax.set_xlabel(title, fontsize=8, color=SOFT)
         legend(figure, range(len(machines)), machines, MARKS)
         return svg_of(figure)
@@ -107,7 +109,7 @@ def dots(
         return draw(False), draw(True)
 
 
-def _panel(ax: Axes, rows: Sequence[Bar], panel: int, title: str, labelled: bool) -> None:
+def _panel(ax: Axes, rows: Sequence[Bar], panel: int, title: str, narrow: bool) -> None:
     bare(ax)
     shown = [(y, r, v) for y, r in enumerate(rows) if (v := r.values[panel]) is not None]
     top = max((v.high for _, _, v in shown), default=1.0) or 1.0
@@ -124,5 +126,5 @@ def _panel(ax: Axes, rows: Sequence[Bar], panel: int, title: str, labelled: bool
         ax.text(top * 0.015, y, "not measured", va="center", fontsize=7.5, color=SOFT)
     ax.set_xlim(0, top * 1.17)
     ax.set_title(title, fontsize=8.5, color=INK, loc="left", pad=6)
-    names(ax, [r.label for r in rows])
-    ax.tick_params(axis="y", labelleft=labelled)
+    names(ax, [r.label for r in rows], narrow)
+    ax.tick_params(axis="y", labelleft=narrow or panel == 0)

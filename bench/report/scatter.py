@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from itertools import pairwise
 from typing import TYPE_CHECKING, Any
 
@@ -25,6 +25,7 @@ from .drawing import (
     logarithmic,
     style,
     svg_of,
+    wrapped,
 )
 from .labels import Box, place
 
@@ -65,6 +66,7 @@ def front(
 def _grown(points: Sequence[Point], texts: tuple[str, str, str], series: Sequence[str], narrow: bool) -> str:
     """The front, drawn higher until each label has a place of its own."""
     width, height = (NARROW, 3.6) if narrow else (WIDE, 4.2)
+    points = [replace(p, label=wrapped(p.label, narrow)) for p in points]
     for factor in (1.0, 1.3, 1.7):
         figure, clean = _front(points, texts, series, (width, height * factor), 6.6 if narrow else 7.8)
         if clean:
@@ -84,12 +86,12 @@ def _front(
     figure = drawing(size)
     ax = figure.subplots()
     bare(ax, both=True)
-    costs = [p.cost.median for p in points]
-    if max(costs) > LOG * min(costs) > 0:
+    least, longest = min(p.cost.low for p in points), max(p.cost.high for p in points)
+    if longest > LOG * least > 0:
         logarithmic(ax)
-        ax.set_xlim(min(p.cost.low for p in points) / 1.4, max(p.cost.high for p in points) * 1.9)
+        ax.set_xlim(least / 1.4, longest * 1.9)
     else:
-        ax.set_xlim(0, max(p.cost.high for p in points) * 1.22)
+        ax.set_xlim(0, longest * 1.22)
     low, high = min(p.quality for p in points), max(p.quality for p in points)
     room = 0.16 * (high - low) or 1.0
     closer = low < _SEEN < high and texts[2] != "100"
@@ -105,7 +107,7 @@ def _front(
     for i, point in enumerate(points):
         on = i in best
         colour = SERIES[point.series % len(SERIES)] if on else BEATEN
-        ax.plot([point.cost.low, point.cost.high], [point.quality] * 2, color=colour, lw=1.0, zorder=2)
+        ax.plot([point.cost.low, point.cost.high], [point.quality] * 2, color=colour, lw=1.0, zorder=2.5 if on else 2)
         mark = MARKS[point.series % len(MARKS)]
         ax.plot(
             point.cost.median, point.quality, mark, color=colour, ms=6.5, mec=GROUND, mew=0.7, zorder=4 if on else 3

@@ -282,7 +282,14 @@ class Search:
         built = self.builts[spec.name]
         if self._cell(spec).quality is None and not as_it_is(spec, self._artifact):
             self.report(Event(f"prove {spec.how}"))
-            command = [sys.executable, "-m", "vitrify.bench.tune.proving", str(built.root), str(self._source.root)]
+            command = [
+                sys.executable,
+                "-P",
+                "-m",
+                "vitrify.bench.tune.proving",
+                str(built.root),
+                str(self._source.root),
+            ]
             done = subprocess.run([*command, spec.runtime, spec.recipe], capture_output=True, text=True)
             if done.returncode != 0:
                 self._say(f"not proved: {spec.how}: {' '.join(done.stderr.strip().splitlines()[-2:])}")
@@ -297,7 +304,7 @@ class Search:
         known: dict[str, Any] = json.loads(kept.read_text()) if kept.exists() else {}
         if base not in known:
             self.report(Event(f"find the sensitive parts in {base}"))
-            command = [sys.executable, "-m", "vitrify.bench.tune.sensitivity", str(self._source.root), base]
+            command = [sys.executable, "-P", "-m", "vitrify.bench.tune.sensitivity", str(self._source.root), base]
             calibration = calibration_for(spec, self.model.axes.calibration)
             done = subprocess.run(
                 [*command, *([str(calibration)] if calibration else [])], capture_output=True, text=True

@@ -1,0 +1,1 @@
+"""Sweeps: pictures over up to three axes, as a labelled grid and a table."""

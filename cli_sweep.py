@@ -1,0 +1,145 @@
+"""The command that sweeps: pictures over up to three axes in, a labelled grid and a table out."""
+
+from __future__ import annotations
+
+from pathlib import Path
+from typing import Annotated
+
+import typer
+
+from . import screen
+from .arguments import (
+    Arena,
+    DeviceOption,
+    Hint,
+    HintOption,
+    Json,
+    Model,
+    Offline,
+    PrecisionOption,
+    Prepack,
+    Revision,
+    RuntimeCache,
+    RuntimeOption,
+    Static,
+    Streams,
+    Threads,
+    Token,
+    Variant,
+)
+from .cli_run import artifact_of
+from .core.errors import UsageError
+
+_AXES = "Axes"
+_OWN = "default: the model's own."
+
+
+def sweep(
+    context: typer.Context,
+    model: Model,
+    prompt: Annotated[
+        str | None, typer.Argument(help="What to draw; left out where an axis is the prompt.", show_default=False)
+    ] = None,
+    output: Annotated[
+        Path | None,
+        typer.Option("--output", "-o", help="Folder for grids, table and pictures; an earlier sweep in it goes on."),
+    ] = None,
+    x: Annotated[
+        str | None, typer.Option(help="Columns: NAME=VALUES, as in steps=5,10,20.", rich_help_panel=_AXES)
+    ] = None,
+    y: Annotated[str | None, typer.Option(help="Rows, as in scheduler=ddim,euler.", rich_help_panel=_AXES)] = None,
+    z: Annotated[
+        str | None, typer.Option(help="A grid for each value, as in seed=1..3.", rich_help_panel=_AXES)
+    ] = None,
+    negative_prompt: Annotated[str, typer.Option("--negative-prompt", "-n", help="What not to draw.")] = "",
+    width: Annotated[int | None, typer.Option(help=f"Pixels; {_OWN}")] = None,
+    height: Annotated[int | None, typer.Option(help=f"Pixels; {_OWN}")] = None,
+    steps: Annotated[int, typer.Option(help="Denoising steps.")] = 50,
+    guidance: Annotated[
+        float, typer.Option(help="Classifier-free guidance; at 1 or less off, at half the cost.")
+    ] = 7.5,
+    seed: Annotated[
+        int | None, typer.Option(help="Of every picture; default: the folder's earlier one, else a random one.")
+    ] = None,
+    scheduler: Annotated[str | None, typer.Option(help="ddim, euler, euler_a, dpmpp_2m, ...")] = None,
+    rng: Annotated[str, typer.Option(help="cpu: torch's CPU numbers; philox: CUDA's.")] = "cpu",
+    calibration: Annotated[
+        Path | None, typer.Option(help="A file of prompts, one a line, for recipes that need some.")
+    ] = None,
+    warm_up: Annotated[
+        bool | None,
+        typer.Option(
+            "--warm-up/--no-warm-up",
+            help="A step before the first picture of a size; default: with an axis of runtimes, recipes or threads.",
+        ),
+    ] = None,
+    device: DeviceOption = None,
+    runtime: RuntimeOption = None,
+    threads: Threads = 0,
+    hint: HintOption = Hint.LATENCY,
+    streams: Streams = 0,
+    precision: PrecisionOption = None,
+    prepack: Prepack = True,
+    arena: Arena = True,
+    runtime_cache: RuntimeCache = False,
+    static: Static = False,
+    revision: Revision = None,
+    variant: Variant = None,
+    token: Token = None,
+    offline: Offline = False,
+    json: Json = False,
+) -> None:
+    """Draw pictures over up to three axes, with a labelled grid and a table. Exits with 0 where one could be drawn."""
+    from .bench.sweep.axes import check_option, parse_axes, sets
+    from .bench.sweep.job import SweepJob
+    from .bench.sweep.plan import Settings
+    from .bench.sweep.results import TABLE
+    from .quant.recipes import recipe
+    from .runtimes.base import Options
+
+    if output is None:
+        raise UsageError("Nothing says where the pictures go.", "Give a folder with -o.")
+    axes = parse_axes(x, y, z)
+    swept = {name: axis for axis in axes for name in sets(axis.name)}
+    for name, axis in swept.items():
+        if _given(context, name):
+            what = "the prompt" if name == "prompt" else f"--{name.replace('_', '-')}"
+            raise UsageError(f"--{axis.letter} {axis.name} sets {name}, and {what} was given too.", "Leave one out.")
+    if prompt is None and "prompt" not in swept:
+        raise UsageError("There is no prompt.", 'Give it after the model, or as an axis: --x prompt="a dog","a cat".')
+    if calibration is not None and not any(recipe(r).calibrated for a in axes if a.name == "recipe" for r in a.values):
+        raise UsageError("No recipe that is swept needs calibration.", "Leave --calibration out.")
+    for name in ("steps", "guidance", "seed", "width", "height", "scheduler", "rng", "runtime"):
+        check_option(name, context.params[name])
+    base = Settings(
+        prompt or "", negative_prompt, width, height, steps, guidance, seed, scheduler, rng, threads, runtime
+    )
+    options = Options(
+        prepack=prepack is not False,
+        arena=arena is not False,
+        cache=runtime_cache,
+        hint=hint,
+        streams=streams,
+        precision=precision,
+        static=static,
+    )
+    with screen.progress() as report:
+        artifact = artifact_of(model, revision, variant, token, offline, report)
+        made = SweepJob(artifact, output, axes, base, options, device, calibration, warm_up, report).run()
+    if json:
+        screen.print_json(made)
+        return
+    counts = made["counts"]
+    said = [f"{counts['drawn']} drawn"]
+    said += [f"{counts['reused']} reused"] if counts["reused"] else []
+    said += [f"{counts['failed']} failed (their cells say why)"] if counts["failed"] else []
+    total = len(made["pictures"])
+    print(f"{total} picture{'s' * (total > 1)}: {', '.join(said)}")
+    for name in (*made["grids"], TABLE):
+        print(output / name)
+
+
+def _given(context: typer.Context, name: str) -> bool:
+    """Whether a parameter is on the command line, be it with its default's value."""
+    source = context.get_parameter_source(name)
+    return source is not None and source.name != "DEFAULT"
