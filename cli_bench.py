@@ -3,6 +3,8 @@
 from __future__ import annotations
 
 import re
+import shlex
+import sys
 from pathlib import Path
 from typing import TYPE_CHECKING, Annotated, Any
 
@@ -107,7 +109,7 @@ def run(
     suite = suite_of(specs, given)
     with screen.progress() as report:
         try:
-            results = run_suite(suite, output, report, verify)
+            results = run_suite(suite, output, report, verify, command=shlex.join(["vitrify", *sys.argv[1:]]))
         except KeyboardInterrupt:
             _report_what_is_there(output)
             raise

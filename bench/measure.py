@@ -92,6 +92,7 @@ def measure(
     timeout: float | None = None,
     interval: float = INTERVAL,
     first: int = 1,
+    about: Mapping[str, Any] | None = None,
 ) -> list[Sample]:
     """Run every case in every round and return the counted samples in the order they were measured.
 
@@ -104,6 +105,7 @@ def measure(
         timeout: seconds for a case that names none itself.
         interval: seconds between two readings of memory.
         first: the first counted round's number, where the file holds rounds already.
+        about: what the header's plan says besides, such as the command.
 
     Raises:
         CaseFailed: with the samples of the rest.
@@ -118,7 +120,8 @@ def measure(
     total = (rounds + warmup) * sum(case.repeats for case in cases)
     done = 0
     with Writer(out) as writer:
-        plan = {"rounds": rounds, "warmup": warmup, "interval_s": interval, "cases": [c.to_json() for c in cases]}
+        plan = {"rounds": rounds, "warmup": warmup, "interval_s": interval}
+        plan |= {"cases": [c.to_json() for c in cases], **(about or {})}
         machine = describe_machine()
         writer.line(
             "header",

@@ -62,6 +62,8 @@ class Quality:
         images, labels = proof.get("images"), proof.get("labels")
         if isinstance(images, Mapping) and images.get("psnr_db"):
             return cls(psnr_db=tuple(images["psnr_db"]))
+        if isinstance(images, Mapping) and "min_psnr_db" in images:  # of an older manifest: the worst, or None
+            return cls(psnr_db=(images["min_psnr_db"],))
         if isinstance(labels, Mapping):
             # proofs of float32 ask for every score, and those that pass agree in all labels
             return cls(agreement=float(labels.get("agreement", 1.0)))
@@ -117,14 +119,6 @@ class Cell:
     def quality(self) -> Quality | None:
         return Quality.of(self.facts.get("quality"))
 
-    @property
-    def peak_share(self) -> float | None:
-        """The model's operations a second, as a share of this machine's best float32 matrix product."""
-        gflop, latency, peak = (self.figure(m) for m in ("gflop", "latency_ms", "peak_gflops"))
-        if gflop is None or latency is None or peak is None or not latency.median or not peak.high:
-            return None
-        return gflop.median / (latency.median / 1e3) / peak.high
-
 
 @dataclass(frozen=True)
 class Results:
@@ -145,6 +139,20 @@ class Results:
     @property
     def failed(self) -> list[Cell]:
         return [cell for cell in self.cells if cell.failure is not None]
+
+    @property
+    def peak_gflops(self) -> float | None:
+        """The best float32 matrix product that any process timed here, in GFLOP a second."""
+        return max(
+            (s.values["peak_gflops"] for c in self.cells for s in c.samples if "peak_gflops" in s.values), default=None
+        )
+
+    def peak_share(self, cell: Cell) -> float | None:
+        """A cell's operations a second, as a share of that."""
+        gflop, latency = cell.figure("gflop"), cell.figure("latency_ms")
+        if gflop is None or latency is None or not latency.median or not self.peak_gflops:
+            return None
+        return gflop.median / (latency.median / 1e3) / self.peak_gflops
 
 
 def read_results(path: Path) -> Results:
@@ -186,7 +194,7 @@ def to_json(results: Results) -> Json:
                 "figures": {name: made.to_json() for name in cell.metrics if (made := cell.figure(name))},
                 "percentiles_ms": {f"p{q}": cell.percentile(q) for q in _CALLS},
                 "quality": None if cell.quality is None else asdict(cell.quality),
-                "peak_share": cell.peak_share,
+                "peak_share": results.peak_share(cell),
                 "facts": {k: v for k, v in cell.facts.items() if k not in ("case", "spec", "quality")},
             }
             for cell in results.cells

@@ -34,14 +34,16 @@ class Job:
     model: Model
 
 
-def run_suite(suite: Suite, out: Path, report: Report = silent, verify: bool | None = None) -> Results:
+def run_suite(
+    suite: Suite, out: Path, report: Report = silent, verify: bool | None = None, command: str | None = None
+) -> Results:
     """Measure every cell of a suite into OUT/results.jsonl, and read that.
 
     Older results in OUT are kept beside it, under their date. Artifacts in OUT/artifacts are used again where they
     were made of the same things. What cannot be made or run is a failure in the results; the other cells go on.
 
     Args:
-        verify: see `Builder`.
+        verify: see `Builder`. command: what was typed, which the report repeats.
 
     Raises:
         BadInput: OUT is a file; no model can be opened.
@@ -82,6 +84,7 @@ def run_suite(suite: Suite, out: Path, report: Report = silent, verify: bool | N
                 report=report,
                 out=file,
                 timeout=suite.timeout,
+                about={"command": command} if command else None,
             )
         return read_results(file)
 

@@ -91,7 +91,7 @@ def _measurements(results: Results, machine: str) -> Iterator[Block]:
         what = f"{model}, {asked_in_words(cells[0])}"
         name = _slug(f"{machine} {what}")
         yield Heading(3, what)
-        yield tables.main_table(f"{what}: what each cell takes", cells, machines.peak_gflops(results))
+        yield tables.main_table(f"{what}: what each cell takes", cells, results.peak_gflops)
         yield tables.parts_table(f"{what}: where the time goes", cells)
         yield figures.bars(name, what, cells)
         plot = figures.front(name, what, cells)

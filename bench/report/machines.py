@@ -37,13 +37,6 @@ def facts_table(results: Sequence[Results]) -> Table:
     return Table("The machine" + "s" * (len(results) > 1), _columns("fact", results), rows)
 
 
-def peak_gflops(results: Results) -> float | None:
-    """The most that any process reached in matrix products of float32; None where none was timed."""
-    return max(
-        (s.values["peak_gflops"] for c in results.cells for s in c.samples if "peak_gflops" in s.values), default=None
-    )
-
-
 def warnings(results: Sequence[Results]) -> list[str]:
     """What differs between the first machine and each other, and decides speed."""
     said = []
@@ -118,7 +111,7 @@ def shared_groups(results: Sequence[Results]) -> list[tuple[str, str]]:
 
 
 def _reached(results: Results) -> dict[str, str]:
-    peak = peak_gflops(results)
+    peak = results.peak_gflops
     return {} if peak is None else {"matrix product, best": f"{number(peak)} GFLOP/s in float32"}
 
 
