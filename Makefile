@@ -5,7 +5,7 @@ BIN = $(VENV)/bin
 RUN = $(BIN)/python -m
 BENCH ?= bench-output
 
-.PHONY: demo test test-slow test-optimum test-openvino-peers test-ray lint bench clean
+.PHONY: demo test test-slow test-optimum test-openvino-peers test-ray lint bench bench-peers clean
 
 $(VENV)/.ready: pyproject.toml
 	test -x $(BIN)/python || $(PYTHON) -m venv $(VENV)
@@ -64,6 +64,11 @@ test-ray: .venv-ray/.ready
 
 bench: $(VENV)/.ready
 	$(RUN) vitrify.bench.first --work $(BENCH)
+
+# each tool in an environment of its own, below $(BENCH)/peers; one that cannot be built is told by its rows
+bench-peers: $(VENV)/.ready
+	$(RUN) vitrify.bench.peers.environments --work $(BENCH)
+	$(RUN) vitrify.bench.first --work $(BENCH) --only peers
 
 lint: $(VENV)/.ready .typecheck/vitrify
 	$(RUN) ruff check .

@@ -11,7 +11,7 @@ import typer
 from . import screen
 from .arguments import Json
 from .cli_bench import recipes_in, split
-from .core.errors import ProofFailed
+from .core.errors import ProofFailed, UsageError
 
 _SEARCH = "Search"
 
@@ -70,7 +70,10 @@ def tune(
         "runtime": split(runtime), "quant": recipes_in(quant), "size": size, "batch": batch, "steps": steps,
         "guidance": guidance, "device": device, "calibration": calibration,
     }  # fmt: skip
-    (model,) = suite_of([source], given).models
+    models = suite_of([source], given).models
+    if len(models) > 1:
+        raise UsageError(f"{source} names {len(models)} models.", "Tune one at a time.")
+    model = models[0]
     limits = {"latency_ms": max_latency_ms, "peak_mb": max_memory_mb, "disk_mb": max_disk_mb}
     goal = Goal(objective.value, min_psnr, min_agreement, {k: v for k, v in limits.items() if v is not None})
     with screen.progress() as report:
@@ -84,6 +87,7 @@ def tune(
                 screen.say(f"The best so far is {best.spec.how}: {search.out / 'best'}")
             raise
         except ProofFailed:
+            publish(search, None)
             _report(search)
             raise
         found = publish(search, winner)
@@ -97,9 +101,9 @@ def tune(
 
 
 def _report(search: Any) -> Path:
-    from .bench.report import write_report
+    from .bench.report import Bar, write_report
 
-    page, _ = write_report([search.results], search.out)
+    page, _ = write_report([search.results], search.out, Bar(search.goal.min_psnr, search.goal.min_agreement))
     return page
 
 

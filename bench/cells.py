@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import hashlib
 import json
 import re
 import subprocess
@@ -83,7 +84,10 @@ class Builder:
         return self._made(f"compile {model.name} for {to}, {spec.recipe}", folder, command, given, self.env)
 
     def _folder(self, name: str) -> Path:
-        return self.out / ARTIFACTS / re.sub(r"[^A-Za-z0-9._-]+", "-", name)
+        plain = re.sub(r"[^A-Za-z0-9._-]+", "-", name)
+        # names that differ only in what a folder's name cannot hold must not share one
+        mark = "" if plain == name else f"-{hashlib.sha256(name.encode()).hexdigest()[:8]}"
+        return self.out / ARTIFACTS / f"{plain}{mark}"
 
     def _made(
         self, what: str, folder: Path, command: Sequence[str], given: Iterable[Path], env: Mapping[str, str]
@@ -146,7 +150,7 @@ def operations(say: Callable[[str], None]) -> Callable[[Spec, Path], float | Non
         key = (spec.model, spec.asked)
         if key not in known:
             command = [sys.executable, "-P", "-m", "vitrify.bench.flops", str(artifact), json.dumps(spec.to_json())]
-            done = subprocess.run(command, capture_output=True, text=True)
+            done = subprocess.run(command, capture_output=True, text=True, stdin=subprocess.DEVNULL)
             try:
                 known[key] = float(done.stdout) / 1e9
             except ValueError:
@@ -158,7 +162,7 @@ def operations(say: Callable[[str], None]) -> Callable[[Spec, Path], float | Non
     return ask
 
 
-def sources(models: Sequence[Model], builder: Builder) -> tuple[dict[str, Built], dict[str, VitrifyError]]:
+def exported(models: Sequence[Model], builder: Builder) -> tuple[dict[str, Built], dict[str, VitrifyError]]:
     """Every model's artifact, and what went wrong with the others."""
     found, failed = {}, {}
     for model in models:

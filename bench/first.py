@@ -16,6 +16,7 @@ from types import FrameType
 from ..core.errors import VitrifyError
 from .bench_classify import CLASSIFY
 from .bench_export import EXPORT
+from .bench_peers import PEERS
 from .bench_quantize import QUANTIZE
 from .bench_serve import SERVE
 from .bench_unet import UNET
@@ -28,13 +29,16 @@ from .summary import THRESHOLD, Columns, Row, Summary, to_json, to_table
 # in this order: quantize leaves what unet runs
 BENCHES = {bench.name: bench for bench in (EXPORT, CLASSIFY, QUANTIZE, UNET, VIT, SERVE)}
 
+# it needs environments of its own, and runs only where it is named
+EXTRA = {PEERS.name: PEERS}
+
 
 def main(arguments: Sequence[str] | None = None) -> int:
     warmup = ", ".join(f"{b.name} {b.warmup}" for b in BENCHES.values())
     rounds = ", ".join(f"{b.name} {b.rounds}" for b in BENCHES.values())
     parser = argparse.ArgumentParser(prog="python -m vitrify.bench.first", description="The benches.")
     parser.add_argument("--work", type=Path, required=True, help="folder for models (9 GB), results and samples")
-    parser.add_argument("--only", choices=BENCHES, help="run one bench")
+    parser.add_argument("--only", choices=[*BENCHES, *EXTRA], help="run one bench")
     parser.add_argument("--rounds", type=int, help=f"counted rounds (default: {rounds})")
     parser.add_argument("--warmup", type=int, help=f"rounds before them (default: {warmup})")
     parser.add_argument("--json", action="store_true", help="one JSON document on stdout instead of tables")
@@ -53,7 +57,7 @@ def _main(given: argparse.Namespace) -> int:
     rows: list[Row] = []
     columns: dict[str, Columns] = {}
     errors: list[VitrifyError] = []
-    for bench in [BENCHES[given.only]] if given.only else BENCHES.values():
+    for bench in [(BENCHES | EXTRA)[given.only]] if given.only else BENCHES.values():
         samples: list[Sample] = []
         try:
             samples = bench.run(work, given.rounds, given.warmup)

@@ -20,12 +20,11 @@ from typing import TYPE_CHECKING, Any
 from ..core.artifact import Artifact, Component
 from ..core.errors import BadArtifact, BadInput, MissingDependency, VitrifyError
 from .folding import fold
-from .spec import TEXT2IMG, Spec
+from .spec import PICTURE, TEXT2IMG, Spec
 
 if TYPE_CHECKING:
     import onnx
 
-_PICTURE = (512, 384)  # pixels, of a picture that a classifier's preprocessing is asked about
 _DOMAINS = ("", "ai.onnx")
 _CONTRIB = "com.microsoft"
 # Operators whose output is shaped as their first input and whose shape onnx does not infer. For GroupNormalization it
@@ -100,7 +99,7 @@ def _pixels(artifact: Artifact) -> tuple[int, ...]:
 
     from ..pipelines.preprocess import ImagePreprocessor
 
-    prepared = ImagePreprocessor.from_config(artifact.pipeline["preprocess"])([Image.new("RGB", _PICTURE)])
+    prepared = ImagePreprocessor.from_config(artifact.pipeline["preprocess"])([Image.new("RGB", PICTURE)])
     return tuple(int(side) for side in prepared.shape[1:])
 
 

@@ -26,7 +26,7 @@ class Axes:
     """What is varied. Empty, runtimes are those installed, recipes fp32, and the size the model's own.
 
     sizes: width and height in pixels. options: tables of `runtimes.base.Options`, one a value.
-    calibration: prompts or pictures for the recipes that need some. samples: how many; None: the recipe's.
+    calibration: prompts or pictures for the recipes that need some.
     """
 
     runtimes: tuple[str, ...] = ()

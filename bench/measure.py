@@ -120,13 +120,9 @@ def measure(
     total = (rounds + warmup) * sum(case.repeats for case in cases)
     done = 0
     with Writer(out) as writer:
-        plan = {"rounds": rounds, "warmup": warmup, "interval_s": interval}
+        plan: dict[str, Any] = {"rounds": rounds, "warmup": warmup, "interval_s": interval}
         plan |= {"cases": [c.to_json() for c in cases], **(about or {})}
-        machine = describe_machine()
-        writer.line(
-            "header",
-            {"schema": SCHEMA, "started": time.time(), "machine": machine, "versions": versions(), "plan": plan},
-        )
+        writer.line("header", header(plan))
         for number in range(1 - warmup, rounds + 1):
             for position, (case, repeat) in enumerate(order(cases, number)):
                 name = f"warm-up of {case.name}" if number < 1 else f"{case.name}, round {number} of {rounds}"
@@ -153,6 +149,12 @@ def measure(
             samples,
         )
     return samples
+
+
+def header(plan: Mapping[str, Any]) -> dict[str, Any]:
+    """A header line: schema, time, machine, versions, and what is going to be measured."""
+    machine = describe_machine()
+    return {"schema": SCHEMA, "started": time.time(), "machine": machine, "versions": versions(), "plan": dict(plan)}
 
 
 def _check(cases: Sequence[Case], rounds: int, warmup: int) -> None:

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import math
 import statistics
-from collections.abc import Mapping, Sequence
+from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import asdict, dataclass, field
 from functools import cached_property
 from pathlib import Path
@@ -16,8 +16,11 @@ from .spec import Spec
 from .summary import Figure, figure, per_round, ratio, values_of
 
 RESULTS = "results.jsonl"
+FP32 = "fp32"
+# what is to be small -> the figure of a cell that says how small it is
+OBJECTIVES: Mapping[str, str] = {"latency": "latency_ms", "memory": "peak_mb", "disk": "disk_mb"}
 # how many calls a percentile needs before one call decides it no longer
-_CALLS = {50: 1, 90: 10, 95: 20, 99: 100}
+PERCENTILES = {50: 1, 90: 10, 95: 20, 99: 100}
 
 
 @dataclass(frozen=True)
@@ -64,9 +67,8 @@ class Quality:
             return cls(psnr_db=tuple(images["psnr_db"]))
         if isinstance(images, Mapping) and "min_psnr_db" in images:  # of an older manifest: the worst, or None
             return cls(psnr_db=(images["min_psnr_db"],))
-        if isinstance(labels, Mapping):
-            # proofs of float32 ask for every score, and those that pass agree in all labels
-            return cls(agreement=float(labels.get("agreement", 1.0)))
+        if isinstance(labels, Mapping) and "agreement" in labels:
+            return cls(agreement=float(labels["agreement"]))
         return None
 
 
@@ -111,9 +113,16 @@ class Cell:
     def percentile(self, q: int) -> float | None:
         """Of all calls of all rounds, ms; None where so few calls cannot tell it."""
         found = sorted(self.latencies())
-        if len(found) < max(1, _CALLS.get(q, 100)):
+        if len(found) < max(1, PERCENTILES.get(q, 100)):
             return None
         return found[min(len(found) - 1, math.ceil(q / 100 * len(found)) - 1)]  # nearest rank
+
+    def share_of(self, peak: float | None) -> float | None:
+        """Operations a second as a share of `peak`, in GFLOP a second; None where one is not known."""
+        gflop, latency = self.figure("gflop"), self.figure("latency_ms")
+        if gflop is None or latency is None or not latency.median or not peak:
+            return None
+        return gflop.median / (latency.median / 1e3) / peak
 
     @cached_property
     def quality(self) -> Quality | None:
@@ -146,13 +155,6 @@ class Results:
         return max(
             (s.values["peak_gflops"] for c in self.cells for s in c.samples if "peak_gflops" in s.values), default=None
         )
-
-    def peak_share(self, cell: Cell) -> float | None:
-        """A cell's operations a second, as a share of that."""
-        gflop, latency = cell.figure("gflop"), cell.figure("latency_ms")
-        if gflop is None or latency is None or not latency.median or not self.peak_gflops:
-            return None
-        return gflop.median / (latency.median / 1e3) / self.peak_gflops
 
 
 def read_results(path: Path) -> Results:
@@ -192,9 +194,9 @@ def to_json(results: Results) -> Json:
                 "spec": cell.spec.to_json(),
                 "failure": cell.failure,
                 "figures": {name: made.to_json() for name in cell.metrics if (made := cell.figure(name))},
-                "percentiles_ms": {f"p{q}": cell.percentile(q) for q in _CALLS},
+                "percentiles_ms": {f"p{q}": cell.percentile(q) for q in PERCENTILES},
                 "quality": None if cell.quality is None else asdict(cell.quality),
-                "peak_share": results.peak_share(cell),
+                "peak_share": cell.share_of(results.peak_gflops),
                 "facts": {k: v for k, v in cell.facts.items() if k not in ("case", "spec", "quality")},
             }
             for cell in results.cells
@@ -210,24 +212,31 @@ def rows(results: Results) -> list[tuple[str, list[str], list[list[str]]]]:
         groups.setdefault((cell.spec.model, cell.spec.asked), []).append(cell)
     head = ["cell", "latency ms", "p95", "pictures/s", "ratio", "cold s", "memory MB", "disk MB", "quality"]
     return [
-        (f"{model}, {asked}", head, [_row(cell, cells[0]) for cell in cells])
+        (f"{model}, {asked}", head, [_row(cell, baseline_of(cells)) for cell in cells])
         for (model, asked), cells in groups.items()
     ]
 
 
-def _row(cell: Cell, baseline: Cell) -> list[str]:
+def baseline_of(cells: Iterable[Cell]) -> Cell | None:
+    """The first float32 cell that was measured, which the others are divided by."""
+    return next((c for c in cells if c.spec.recipe == FP32 and c.failure is None and c.samples), None)
+
+
+def _row(cell: Cell, baseline: Cell | None) -> list[str]:
     def said(metric: str, digits: int = 1) -> str:
         found = cell.figure(metric)
         return "-" if found is None else f"{found.median:.{digits}f}"
 
     p95 = cell.percentile(95)
-    compared = ratio([*cell.samples, *baseline.samples], cell.name, baseline.name, "latency_ms")
+    compared = None
+    if baseline is not None:
+        compared = ratio([*cell.samples, *baseline.samples], cell.name, baseline.name, "latency_ms")
     return [
         cell.spec.how,
         said("latency_ms"),
         "-" if p95 is None else f"{p95:.1f}",
         said("items_per_s", 2),
-        "1" if cell is baseline or compared is None else f"{compared.median:.2f}",
+        "1" if cell is baseline else "-" if compared is None else f"{compared.median:.2f}",
         said("cold_s", 2),
         said("peak_mb", 0),
         said("disk_mb", 1),

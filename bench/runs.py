@@ -13,9 +13,9 @@ from ..core.errors import BadInput, UsageError, VitrifyError
 from ..core.progress import Event, Report, silent
 from ..core.publish import locked
 from ..pipelines.load import open_artifact
-from .cells import Builder, Built, facts, operations, sources
+from .cells import Builder, Built, exported, facts, operations
 from .matrix import Skipped, expand
-from .measure import MARK, Case, CaseFailed, measure
+from .measure import MARK, Case, CaseFailed, header, measure
 from .preparing import OFFLINE
 from .records import Writer
 from .results import RESULTS, Results, read_results
@@ -31,7 +31,7 @@ class Job:
 
     spec: Spec
     built: Built
-    model: Model
+    source: Path  # the exported artifact, in whose graphs its operations are counted
 
 
 def run_suite(
@@ -55,6 +55,8 @@ def run_suite(
         raise BadInput(f"{out} is a file.", "Give a folder with -o.")
     out.mkdir(parents=True, exist_ok=True)
     with locked(out / RESULTS):
+        file = out / RESULTS
+        set_aside(file)
         builder = Builder(out, report, verify)
         jobs, skipped, failed = prepare(suite, builder)
         for one in skipped:
@@ -62,13 +64,11 @@ def run_suite(
         if not jobs and not failed:
             why = "\n".join(f"{s.spec.name}: {s.what} {s.fix}" for s in skipped)
             raise UsageError(f"No cell of this matrix can be run.\n{why}", "Choose other runtimes or recipes.")
-        file = out / RESULTS
-        set_aside(file)
         gflop = operations(lambda line: report(Event("count operations", note=line)))
         with Writer(file) as writer:
+            writer.line("header", header({"rounds": suite.rounds}))
             for job in jobs:
-                artifact = artifact_of(job, out)
-                writer.line("cell", facts(job.spec, job.built, out, gflop(job.spec, artifact)))
+                writer.line("cell", facts(job.spec, job.built, out, gflop(job.spec, job.source)))
             for one in skipped:
                 writer.line("skipped", one.to_json())
             for spec, error in failed:
@@ -91,26 +91,33 @@ def run_suite(
 
 def prepare(suite: Suite, builder: Builder) -> tuple[list[Job], list[Skipped], list[tuple[Spec, VitrifyError]]]:
     """The cells that can be run with their artifacts, those that cannot be, and those whose artifact was not made."""
-    found, broken = sources(suite.models, builder)
+    found, broken = exported(suite.models, builder)
     jobs: list[Job] = []
     skipped: list[Skipped] = []
     failed: list[tuple[Spec, VitrifyError]] = []
     for model in suite.models:
         if model.name in broken:
-            report = broken[model.name]
-            builder.report(Event("open", note=f"failed: {model.name}: {report.what}"))
-            spec = Spec(model.name, model.source, "unknown", "any", "any")
-            failed.append((spec, report))
+            failed.append((_unopened(model, builder, broken[model.name]), broken[model.name]))
             continue
-        matrix = expand(model.name, model.source, open_artifact(found[model.name].root), model.axes)
+        try:
+            matrix = expand(model.name, model.source, open_artifact(found[model.name].root), model.axes)
+        except VitrifyError as exc:
+            failed.append((_unopened(model, builder, exc), exc))
+            continue
         skipped += matrix.skipped
         for spec in matrix.specs:
             try:
-                jobs.append(Job(spec, builder.cell(model, found[model.name], spec), model))
+                jobs.append(Job(spec, builder.cell(model, found[model.name], spec), found[model.name].root))
             except VitrifyError as exc:
                 builder.report(Event("compile", note=f"failed: {spec.name}: {exc.what}"))
                 failed.append((spec, exc))
     return jobs, skipped, failed
+
+
+def _unopened(model: Model, builder: Builder, error: VitrifyError) -> Spec:
+    """What stands for all cells of a model of which none is known."""
+    builder.report(Event("open", note=f"failed: {model.name}: {error.what}"))
+    return Spec(model.name, model.source, "unknown", "any", "any")
 
 
 def case_of(spec: Spec, artifact: Path, seconds: float, calls: int) -> Case:
@@ -123,13 +130,6 @@ def case_of(spec: Spec, artifact: Path, seconds: float, calls: int) -> Case:
 
     command = [sys.executable, "-P", "-m", "vitrify.bench.worker", str(artifact), json.dumps(spec.to_json())]
     return Case(spec.name, [*command, str(seconds), str(calls)], OFFLINE, group=spec.asked, after=printed)
-
-
-def artifact_of(job: Job, out: Path) -> Path:
-    """The folder whose graphs its operations are counted in: of what is compiled, what it was compiled from."""
-    source = Path(job.model.source)
-    exported = out / "artifacts" / job.model.name
-    return exported if exported.is_dir() else source
 
 
 def set_aside(file: Path) -> None:

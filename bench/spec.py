@@ -9,6 +9,7 @@ from typing import Any
 from ..core.errors import BadInput
 
 TEXT2IMG, CLASSIFY = "text2img", "classify"
+PICTURE = (512, 384)  # pixels, of what a classifier is given
 
 
 @dataclass(frozen=True)

@@ -7,6 +7,7 @@ import re
 import tomllib
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, fields, replace
+from math import inf
 from pathlib import Path
 from typing import Any
 
@@ -80,7 +81,11 @@ def suite_of(specs: Sequence[str], given: Mapping[str, Any]) -> Suite:
     twice = sorted({n for n in names if names.count(n) > 1})
     if twice:
         raise UsageError(f"Two models are called {', '.join(twice)}.", "Give each a name = in a suite, or rename one.")
-    run = {key: _number(table[key], key, where) for key in _RUN if key in table}
+    run = {
+        key: (_whole if key in ("rounds", "calls") else _number)(table[key], key, f"{where or 'options'}")
+        for key in _RUN
+        if key in table
+    }
     suite = Suite(
         tuple(models),
         int(run.get("rounds", ROUNDS)),
@@ -88,8 +93,8 @@ def suite_of(specs: Sequence[str], given: Mapping[str, Any]) -> Suite:
         int(run.get("calls", CALLS)),
         float(run.get("timeout", TIMEOUT)),
     )
-    if suite.rounds < 1 or suite.calls < 1 or not suite.seconds > 0 or not suite.timeout > 0:
-        raise UsageError("rounds, calls, seconds and timeout must be above 0.", "Give larger numbers.")
+    if suite.rounds < 1 or suite.calls < 1 or not (0 < suite.seconds < inf and 0 < suite.timeout < inf):
+        raise UsageError("rounds, calls, seconds and timeout must be numbers above 0.", "Give others.")
     return suite
 
 
@@ -122,8 +127,8 @@ def _model(table: Mapping[str, Any], above: Mapping[str, Any], number: int, wher
         source = str(folder)
     joined = {**{k: v for k, v in above.items() if k in _AXES}, **{k: v for k, v in table.items() if k in _AXES}}
     axes = axes_of(joined, place, where.parent if where else None)
-    name = table.get("name") or (folder.resolve().name if folder.exists() else source.rpartition("/")[2])
-    if not isinstance(name, str):
+    name = table.get("name") or (folder.resolve().name if folder.exists() else source.rstrip("/").rpartition("/")[2])
+    if not isinstance(name, str) or name in ("", ".", ".."):
         raise BadInput(f"{place}: name is {name!r}.", 'Write name = "...".')
     return Model(source, name, axes)
 
@@ -158,6 +163,8 @@ def axes_of(table: Mapping[str, Any], place: str, beside: Path | None = None) ->
                 raise BadInput(f"{made}, to calibrate with, does not exist.", "Give a file of prompts or a folder.")
         else:
             made = _text(value, key, place)
+        if isinstance(made, tuple):
+            made = tuple(one for number, one in enumerate(made) if one not in made[:number])  # each once
         if made == ():
             raise BadInput(f"{place}: {key} is empty.", "Give at least one, or leave it out.")
         axes = replace(axes, **{name: made})
@@ -204,7 +211,7 @@ def _whole(value: Any, key: str, place: str) -> int:
     return value
 
 
-def _number(value: Any, key: str, place: Any) -> float:
+def _number(value: Any, key: str, place: str) -> float:
     if isinstance(value, bool) or not isinstance(value, int | float):
-        raise BadInput(f"{place or 'options'}: {key} is {value!r}.", f"Write a number, as in {key} = 4.")
+        raise BadInput(f"{place}: {key} is {value!r}.", f"Write a number, as in {key} = 4.")
     return value

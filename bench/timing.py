@@ -49,16 +49,26 @@ class Timed:
     yardsticks: list[float] = field(default_factory=list)
 
 
-def time_calls(call: Callable[[], object], seconds: float, least: int, yardstick: Callable[[], float]) -> Timed:
+def time_calls(
+    call: Callable[[], object],
+    seconds: float,
+    least: int,
+    yardstick: Callable[[], float],
+    warm: Callable[[], object] = lambda: None,
+) -> Timed:
     """Warm up for 0.3 s or one call, then time calls for `seconds` and at least `least` of them.
 
     A yardstick stands before the first call, after every 60 ms of calls, and after the last. Python's collector of
     garbage rests meanwhile.
+
+    Args:
+        warm: is called once the warm-up is over.
     """
     end = time.perf_counter() + WARMUP_S
     call()
     while time.perf_counter() < end:
         call()
+    warm()
     found = Timed()
     collecting = gc.isenabled()
     gc.collect()

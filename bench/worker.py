@@ -6,6 +6,7 @@ Run as `python -m vitrify.bench.worker ARTIFACT SPEC SECONDS CALLS`, where SPEC 
 from __future__ import annotations
 
 import json
+import math
 import os
 import statistics
 import sys
@@ -15,7 +16,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from .measure import MARK, STARTED
-from .spec import TEXT2IMG, Spec
+from .spec import PICTURE, TEXT2IMG, Spec
 
 if TYPE_CHECKING:
     from ..core.tensors import Array, TensorSpec
@@ -91,9 +92,10 @@ def run_cell(artifact: Path, spec: Spec, seconds: float, calls: int, started: fl
     try:
         call, parts = (_drawing if spec.task == TEXT2IMG else _labelling)(pipeline, spec)
         before = time.perf_counter()
-        call()
+        answered = call()
         found["first_s"] = time.perf_counter() - before
         found["cold_s"] = time.time() - started
+        _refuse_nan(answered, opened.root)
         values, series = _steady(pipeline, call, parts, seconds, calls, spec)
         return found | values, series
     finally:
@@ -108,8 +110,6 @@ def _steady(
 
     sessions = {name: TimedSession(session) for name, session in pipeline.sessions.items()}
     pipeline.sessions = sessions
-    for values in parts.values():
-        values.clear()
 
     def lap() -> None:
         call()
@@ -117,7 +117,13 @@ def _steady(
             session.lap()
 
     yardstick = Yardstick()
-    timed = time_calls(lap, seconds, calls, yardstick)
+
+    def warm() -> None:
+        for values in (*parts.values(), *(session.laps for session in sessions.values())):
+            values.clear()
+
+    timed = time_calls(lap, seconds, calls, yardstick, warm)
+    series = {"latency_ms": timed.calls, **{k: list(v) for k, v in parts.items() if k == "step_ms"}}
     found: Values = {
         "calls": len(timed.calls),
         "latency_ms": statistics.median(timed.calls),
@@ -126,7 +132,6 @@ def _steady(
         "peak_gflops": yardstick.gflops(min(timed.yardsticks)),
     }
     found |= {name: statistics.median(values) for name, values in parts.items()}
-    # the few calls that warmed up are among these
     found |= {f"{name}_ms": statistics.median(session.laps) for name, session in sessions.items()}
     meter = EnergyMeter(spec.device)
     if meter.source_is_readable:
@@ -136,7 +141,16 @@ def _steady(
         joules = meter.stop()
         if joules is not None:
             found["joules"] = joules / len(timed.calls)
-    return found, {"latency_ms": timed.calls} | {k: v for k, v in parts.items() if k == "step_ms"}
+    return found, series
+
+
+def _refuse_nan(answered: Any, artifact: Path) -> None:
+    """Raise NotFinite where a classifier's scores are no numbers; a pipeline that draws looks for itself."""
+    from ..core.errors import NotFinite
+
+    answers = getattr(answered, "answers", ())
+    if not all(math.isfinite(one["score"]) for answer in answers for one in answer):
+        raise NotFinite(f"The model in {artifact} gives NaN scores.", "Export it again, or use a milder recipe.")
 
 
 def _drawing(pipeline: Any, spec: Spec) -> tuple[Callable[[], object], Series]:
@@ -167,7 +181,7 @@ def _labelling(pipeline: Any, spec: Spec) -> tuple[Callable[[], object], Series]
 
     rng = np.random.default_rng(SEED)
     coarse = rng.integers(0, 256, (spec.batch, 24, 32, 3), dtype=np.uint8)
-    pictures = [Image.fromarray(one).resize((512, 384), Image.Resampling.BICUBIC) for one in coarse]
+    pictures = [Image.fromarray(one).resize(PICTURE, Image.Resampling.BICUBIC) for one in coarse]
     parts: Series = {"preprocess_ms": []}
 
     def call() -> object:

@@ -51,6 +51,21 @@ def _stands_for(where: Path, named: Path) -> bool:
     return beside[0] == place.name or beside[0].startswith(f".{place.name}.")
 
 
+def write_whole(file: Path, text: str) -> None:
+    """Write a file so that it is there whole or as it was.
+
+    Raises:
+        DiskError: the disk is full or read-only.
+    """
+    part = file.with_name(f".{file.name}.part")
+    with disk_errors(file):
+        try:
+            part.write_text(text, encoding="utf-8")
+            part.replace(file)
+        finally:
+            part.unlink(missing_ok=True)
+
+
 @contextmanager
 def published(target: Path, *, replace: bool = False, marker: str = "artifact.json") -> Iterator[Path]:
     """Give a temporary folder beside `target`; rename it to `target` when the block ends well.

@@ -148,13 +148,13 @@ def check(plan: LoadPlan, name: str, task: str) -> None:
             f"Scenarios are {', '.join(SCENARIOS)}; modes {', '.join(MODES)}.",
         )
     numbers = {"qps": plan.qps, "latency-ms": plan.latency_ms, "duration": plan.duration}
-    for name, number in numbers.items():
+    for option, number in numbers.items():
         if number is not None and not 0 < number < 1e9:
-            raise UsageError(f"--{name} is {number:g}.", "Give a number above 0.")
+            raise UsageError(f"--{option} is {number:g}.", "Give a number above 0.")
     counts = {"batch": plan.batch, "clients": plan.clients, "steps": plan.steps}
-    for name, count in counts.items():
+    for option, count in counts.items():
         if count is not None and count < 1:
-            raise UsageError(f"--{name} is {count}.", "Give 1 or more.")
+            raise UsageError(f"--{option} is {count}.", "Give 1 or more.")
     endpoint = endpoint_of(plan.url, name, task) if plan.url else None
     if endpoint is not None and endpoint.carries != TENSORS and (plan.batch or 1) > 1:
         raise UsageError(f"A request to {plan.url} carries one of the {endpoint.carries}.", "Leave --batch out.")

@@ -4,10 +4,10 @@ from __future__ import annotations
 
 from collections.abc import Sequence
 
-from ..results import Cell
+from ..results import OBJECTIVES, Cell
 from ..spec import TEXT2IMG
 from ..summary import Figure
-from .choice import OBJECTIVES, Bar, Choice, choose, relative
+from .choice import Bar, Choice, choose, relative
 from .document import Strong
 from .words import about, listed, many, measured, number, share, span, times
 

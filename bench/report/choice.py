@@ -2,22 +2,18 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterable, Mapping, Sequence
+from collections.abc import Iterable, Sequence
 from dataclasses import dataclass
 
 from ...core.errors import UsageError
-from ..results import Cell, Results
+from ..results import OBJECTIVES, Cell, Results, baseline_of
 from ..spec import TEXT2IMG
 from ..summary import Figure, figure
-
-# what is to be small -> the figure of a cell that says how small it is
-OBJECTIVES: Mapping[str, str] = {"latency": "latency_ms", "memory": "peak_mb", "disk": "disk_mb"}
-_BASELINE = "fp32"
 
 
 @dataclass(frozen=True)
 class Bar:
-    """The least quality that is accepted. An empty one accepts whatever passed its proof.
+    """The least quality that is accepted. An empty one accepts whatever did not fail its proof.
 
     psnr_db: on average over the pictures that were drawn. agreement: share of pictures with the source's best label.
     """
@@ -91,11 +87,6 @@ def groups(cells: Iterable[Cell]) -> dict[tuple[str, str], list[Cell]]:
     for cell in cells:
         found.setdefault((cell.spec.model, cell.spec.asked), []).append(cell)
     return found
-
-
-def baseline_of(cells: Iterable[Cell]) -> Cell | None:
-    """The first float32 cell that was measured: what the others are compared with."""
-    return next((c for c in cells if c.spec.recipe == _BASELINE and c.failure is None and c.samples), None)
 
 
 def relative(cell: Cell, other: Cell, metric: str) -> Figure | None:

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import hashlib
 import re
 from collections.abc import Iterator, Sequence
 
@@ -15,7 +16,6 @@ from .document import Block, Column, Document, Entry, Heading, Paragraph, Strong
 from .pictures import gallery
 from .words import asked_in_words, day, listed, many, measured, number, share
 
-_WORKER = "vitrify.bench.worker"
 _BUSY = 0.2  # cores that others used, on average of a run, above which it is said
 
 
@@ -158,12 +158,15 @@ def _how(results: Sequence[Results], where: Sequence[str]) -> Iterator[Block]:
 
 
 def _method(results: Results) -> list[str]:
-    rounds = int(results.plan.get("rounds", 1))
+    counts = sorted({len(c.samples) for c in results.measured}) or [0]
+    turns = many(counts[0], "round") if len(counts) == 1 else f"{counts[0]} to {counts[-1]} rounds"
     said = [
-        f"Each run is a process of its own. Cells take turns in {many(rounds, 'round')}, every second one backwards, "
+        f"Each run is a process of its own. Cells take turns in {turns}, every second one backwards, "
         "so that a machine whose speed drifts slows all alike; ratios are taken within a round. "
     ]
-    if held := timing(results):
+    if len(counts) > 1:
+        said.append("What a search gave up early was measured once and for less time. ")
+    elif held := timing(results):
         seconds, calls = held
         said.append(
             f"A process opens the artifact, calls once, warms up, and times calls for {seconds} s, at least {calls}. "
@@ -186,4 +189,5 @@ def _method(results: Results) -> list[str]:
 
 
 def _slug(text: str) -> str:
-    return re.sub(r"[^a-z0-9]+", "-", text.lower()).strip("-")[:60]
+    """A name for a file; texts that differ get names that differ."""
+    return f"{re.sub(r'[^a-z0-9]+', '-', text.lower()).strip('-')[:40]}-{hashlib.sha256(text.encode()).hexdigest()[:8]}"

@@ -4,9 +4,9 @@ from __future__ import annotations
 
 from collections.abc import Sequence
 
-from ..results import Cell, Results
+from ..results import Cell, Results, baseline_of
 from . import plots, scatter
-from .choice import baseline_of, groups, pareto
+from .choice import groups, pareto
 from .document import Plot
 from .drawing import value_of
 from .machines import letter, names

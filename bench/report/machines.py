@@ -6,9 +6,9 @@ from collections.abc import Mapping, Sequence
 from typing import Any
 
 from ..machine import differences, fingerprint, version_differences
-from ..results import Cell, Results
+from ..results import Cell, Results, baseline_of
 from ..summary import Figure
-from .choice import baseline_of, groups, relative
+from .choice import groups, relative
 from .document import NOTHING, Column, Entry, Table
 from .words import bytes_, number, span
 

@@ -5,13 +5,13 @@ from __future__ import annotations
 from collections.abc import Callable, Iterable, Sequence
 from itertools import compress
 
-from ..results import Cell
+from ..results import PERCENTILES, Cell, baseline_of
 from ..summary import THRESHOLD, Figure
-from .choice import baseline_of, relative
+from .choice import relative
 from .document import NOTHING, Column, Entry, Table
 from .words import listed, number, share, span
 
-_PERCENTILES = {90: 10, 95: 20, 99: 100}
+_PERCENTILES = {q: calls for q, calls in PERCENTILES.items() if q > 50}  # the median stands by itself
 _NOISY = "†"
 # values of a sample in ms that are no component's time
 _OTHER_TIMES = ("latency_ms", "yardstick_ms", "encode_ms", "step_ms", "decode_ms", "preprocess_ms")
@@ -146,10 +146,8 @@ def _build(cell: Cell) -> Entry:
 
 
 def _share_of_peak(cell: Cell, peak: float | None) -> Entry:
-    work, took = cell.figure("gflop"), cell.figure("latency_ms")
-    if not peak or work is None or took is None or not took.median:
-        return NOTHING
-    return Entry(share(work.median / took.median * 1e3 / peak))
+    found = cell.share_of(peak)
+    return NOTHING if found is None else Entry(share(found))
 
 
 def _notes(cells: Sequence[Cell], base: Cell | None, peak: float | None) -> list[str]:

@@ -8,10 +8,9 @@ from dataclasses import dataclass, field
 from typing import Any
 
 from ...core.errors import UsageError
-from ..results import Cell, Quality
+from ..results import OBJECTIVES, Cell, Quality
 from ..spec import TEXT2IMG
 
-OBJECTIVES = {"latency": "latency_ms", "memory": "peak_mb", "disk": "disk_mb"}
 UNITS = {"latency_ms": "ms", "peak_mb": "MB", "disk_mb": "MB"}
 MIN_PSNR, MIN_AGREEMENT = 30.0, 0.99
 

@@ -8,21 +8,22 @@ import subprocess
 import sys
 import time
 from collections.abc import Iterable, Sequence
-from dataclasses import dataclass, field, replace
+from dataclasses import asdict, dataclass, field, replace
 from pathlib import Path
 from typing import Any
 
+from ...core.artifact import Artifact
 from ...core.errors import BadInput, ProofFailed, VitrifyError
 from ...core.progress import Event, Report, silent
-from ...core.publish import locked
+from ...core.publish import locked, write_whole
 from ...pipelines.load import open_artifact
 from ...quant.recipes import recipe
 from ..cells import Builder, Built, facts, operations
-from ..machine import describe_machine, fingerprint, versions
+from ..machine import describe_machine, fingerprint
 from ..matrix import Skipped, as_it_is, calibration_for
-from ..measure import CaseFailed, measure
-from ..preparing import sources
-from ..records import SCHEMA, Writer
+from ..measure import CaseFailed, header, measure
+from ..preparing import record
+from ..records import Writer
 from ..results import RESULTS, Cell, Results, read_results
 from ..runs import case_of, set_aside
 from ..spec import Spec
@@ -31,6 +32,7 @@ from .candidates import candidates, variants
 from .goal import Goal
 from .sensitivity import parts_to_keep
 
+BEST, OUTCOME, SENSITIVITY = "best", "tune.json", "sensitivity.json"
 QUICK_S, WELL_S = 0.5, 2.0
 _FIRST, _SECOND, _LAST = 1, 2, 3  # rounds: of all candidates, of variants, and from here on of the last few
 LAST_ROUNDS = 3
@@ -47,7 +49,8 @@ _TIMEOUT = 1800.0
 class Search:
     """One search with its settings.
 
-    out: the folder for artifacts, results and report. minutes: after which nothing new is tried; None: no limit.
+    out: the folder for artifacts, results and report. minutes: after which nothing new is compiled, proved or varied;
+        None: no limit.
     everything: measure and prove every candidate and variant, to see what the search may have missed.
     """
 
@@ -62,6 +65,8 @@ class Search:
     skipped: list[Skipped] = field(default_factory=list)
     notes: list[str] = field(default_factory=list)
     _read: Results | None = None
+    _whole: Results | None = None
+    _artifact: Artifact | None = None
 
     def run(self) -> Cell:
         """Search, and return the winner as it was measured; `results` has all the others.
@@ -95,6 +100,8 @@ class Search:
                 raise BadInput("No candidate could be made.", "See the lines above; name others with --quant.")
             if self.goal.objective != "disk" or self.goal.limits:  # a file's size is known without running it
                 self._measure(specs, _FIRST, 1, QUICK_S)
+            if not self._measured(specs):
+                raise CaseFailed("No candidate could be run.\n" + "\n".join(self.notes[-3:]), "Run one of them alone.")
             passing = self._passing(specs)
             if not passing:
                 raise ProofFailed(self._how_near(specs), "Lower the bar, or allow other recipes or runtimes.")
@@ -103,26 +110,37 @@ class Search:
 
     @property
     def results(self) -> Results:
-        """Everything that was measured until now."""
+        """Everything that was measured until now; of what was measured well, that alone."""
         if self._read is None:
-            self._read = read_results(self.out)
+            self._whole = read_results(self.out)
+            self._read = replace(self._whole, cells=[_settled(cell) for cell in self._whole.cells])
         return self._read
+
+    @property
+    def _exported(self) -> Artifact:
+        assert self._artifact is not None, "it is opened first"
+        return self._artifact
 
     def best(self) -> Cell | None:
         """The best that is known to reach the bar, as far as the search has come."""
+        if self._artifact is None:
+            return None
         try:
             known = [c for c in self.results.cells if c.failure is None and c.facts.get("artifact")]
         except BadInput:
             return None
         passing = [c for c in known if self._reaches(c.spec) and math.isfinite(self.goal.value(c))]
-        return min(passing, key=self._last_value, default=None)
+        return min(passing, key=self.goal.value, default=None)
 
     # stages
 
     def _build(self, specs: Sequence[Spec]) -> list[Spec]:
         """Those whose artifact could be made."""
-        made = []
+        made: list[Spec] = []
         for number, spec in enumerate(specs):
+            if made and self._late():
+                self.skipped.append(Skipped(spec, f"{self.minutes:g} minutes were over.", "Give more --minutes."))
+                continue
             self.report(Event(f"compile {spec.how}", number, len(specs), "candidates"))
             try:
                 self.builts[spec.name] = self._builder.cell(self.model, self._source, spec)
@@ -204,7 +222,10 @@ class Search:
             finalists = finalists[:FINALISTS]
         shown = {s.name: s for s in [*([baseline] if baseline else []), *finalists]}
         self._measure(list(shown.values()), _LAST, LAST_ROUNDS, WELL_S)
-        return min((self._cell(s) for s in finalists), key=self._last_value)
+        cells = [c for c in map(self._cell, finalists) if c.failure is None and math.isfinite(self.goal.value(c))]
+        if not cells:
+            raise ProofFailed(self._how_near(finalists), "Lower the bar or the limits.")
+        return min(cells, key=self.goal.value)
 
     # what is known
 
@@ -219,13 +240,9 @@ class Search:
     def _value(self, spec: Spec) -> float:
         return self.goal.value(self._cell(spec))
 
-    def _last_value(self, cell: Cell) -> float:
-        """Of the last rounds, whose processes took turns with each other."""
-        return self.goal.value(replace(cell, samples=[s for s in cell.samples if s.round >= _LAST] or cell.samples))
-
     def _reaches(self, spec: Spec) -> bool:
         cell = self._cell(spec)
-        if recipe(spec.recipe).lossless and cell.facts.get("artifact_id") == self._artifact.id:
+        if recipe(spec.recipe).lossless and cell.facts.get("artifact_id") == self._exported.id:
             return True  # it is what the others are held against
         return self.goal.reaches(cell.quality) and not cell.facts.get("failed_proof")
 
@@ -262,8 +279,9 @@ class Search:
 
     def _measure(self, specs: Sequence[Spec], first: int, rounds: int, seconds: float) -> None:
         """Run those that have no samples of these rounds yet; a failure is a line of the results."""
-        done = {(s.case, s.round) for c in self.results.cells for s in c.samples}
         failed = {c.name for c in self.results.failed}
+        assert self._whole is not None
+        done = {(s.case, s.round) for c in self._whole.cells for s in c.samples}
         wanted = [
             s for s in specs if s.name not in failed and any((s.name, first + n) not in done for n in range(rounds))
         ]
@@ -280,7 +298,7 @@ class Search:
     def _prove(self, spec: Spec) -> bool:
         """Whether it reaches the bar, from the proof in its manifest, which is made where it is not there yet."""
         built = self.builts[spec.name]
-        if self._cell(spec).quality is None and not as_it_is(spec, self._artifact):
+        if self._cell(spec).quality is None and not as_it_is(spec, self._exported):
             self.report(Event(f"prove {spec.how}"))
             command = [
                 sys.executable,
@@ -300,7 +318,7 @@ class Search:
         """Part -> noise; kept in `out`, for it takes long."""
         # ONNX has no nf4; what int4 loses most in, it does too
         base = spec.recipe.replace("nf4-weights", "int4-weights")
-        kept = self.out / "sensitivity.json"
+        kept = self.out / SENSITIVITY
         known: dict[str, Any] = json.loads(kept.read_text()) if kept.exists() else {}
         if base not in known:
             self.report(Event(f"find the sensitive parts in {base}"))
@@ -313,28 +331,33 @@ class Search:
                 self._say(f"the sensitive parts are not known: {' '.join(done.stderr.strip().splitlines()[-2:])}")
                 return {}
             known[base] = json.loads(done.stdout.splitlines()[-1])
-            kept.write_text(json.dumps(known, indent=1))
+            write_whole(kept, json.dumps(known, indent=1))
         return dict(known[base])
 
     def _begin(self) -> None:
         """Go on with the results that lie there, or set them aside where they are of something else."""
         file, mark = self.out / RESULTS, self.out / "tune.key"
-        machine = describe_machine()
-        key = json.dumps(
-            [fingerprint(machine), versions(), sources(), self.model.source, self.goal.to_json(), self.everything]
-        )
+        given = [Path(self.model.source), *filter(None, [self.model.axes.calibration])]
+        asked = [self.goal.to_json(), self.everything, asdict(self.model.axes)]
+        key = json.dumps([fingerprint(describe_machine()), record([self.model.source], given), asked], default=str)
         if not mark.exists() or mark.read_text() != key:
-            set_aside(file)
-            mark.write_text(key)
+            for old in (file, self.out / BEST, self.out / OUTCOME):
+                set_aside(old)
+            (self.out / SENSITIVITY).unlink(missing_ok=True)
+            write_whole(mark, key)
         if not file.exists():
             with Writer(file) as writer:
-                plan = {"tune": self.goal.to_json(), "cases": []}
-                header = {"schema": SCHEMA, "started": time.time(), "machine": machine, "versions": versions()}
-                writer.line("header", {**header, "plan": plan})
+                writer.line("header", header({"tune": self.goal.to_json(), "cases": []}))
 
     def _say(self, line: str) -> None:
         self.notes.append(line)
         self.report(Event("tune", note=line))
+
+
+def _settled(cell: Cell) -> Cell:
+    """With the samples of the last rounds alone, where there are some: those took longer, and turns with each other."""
+    last = [s for s in cell.samples if s.round >= _LAST]
+    return replace(cell, samples=last) if last else cell
 
 
 def _with_kept(id: str, parts: Sequence[str]) -> str:

@@ -94,7 +94,7 @@ def test_models_without_a_file(tmp_path: Path) -> None:
         ("[[model]]\nsource='x'\noptions=[3]", "options are 3", "options = ["),
         ("[[model]]\nsource='x'\ncalibration='nowhere'", "does not exist", "prompts or a folder"),
         ("rounds='many'\n[[model]]\nsource='x'", "rounds is 'many'", "number"),
-        ("rounds=0\n[[model]]\nsource='x'", "must be above 0", "larger"),
+        ("rounds=0\n[[model]]\nsource='x'", "must be numbers above 0", "others"),
         ("[[model]]\nsource='x'\n[[model]]\nsource='x'", "Two models are called x", "name ="),
         ("rounds = 3", "There is no model", "[[model]]"),
         ("rounds = = 3", "is no TOML", "docs/bench.md"),

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import json
 import math
+import shlex
 import shutil
 import signal
 import subprocess
@@ -131,6 +132,11 @@ def test_the_winner_is_run_as_it_was_measured() -> None:
     cell = Cell(Spec("m", "m", "classify", "onnx", "fp32", threads=2, options={"prepack": False, "static": True}), ())
     said = use(Path("best"), cell)
     assert said == "vitrify classify best IMAGE --runtime onnx --device cpu --threads 2 --no-prepack --static"
+    said = use(Path("my models/best"), Cell(SPEC, ()))
+    assert said == (
+        "vitrify generate 'my models/best' PROMPT --width 64 --height 64 --steps 4 --guidance 7.5 --batch 1"
+        " --runtime onnx --device cpu"
+    )
 
 
 @pytest.fixture(scope="module")
@@ -163,8 +169,8 @@ def test_the_published_artifact_runs(tuned: tuple[Path, Any], vitrify: Run, tmp_
     from PIL import Image
 
     Image.new("RGB", (64, 64), (200, 180, 40)).save(tmp_path / "face.png")
-    words = tuned[1]["use"].replace("IMAGE", str(tmp_path / "face.png")).split()
-    done = vitrify(*words[1:])
+    words = shlex.split(tuned[1]["use"])
+    done = vitrify(*(str(tmp_path / "face.png") if word == "IMAGE" else word for word in words[1:]))
     assert done.code == 0, done.err
 
 
@@ -194,6 +200,9 @@ def test_a_bar_that_nothing_reaches_publishes_nothing(
     assert "at most 0.5 MB of disk" in done.error["what"]
     assert "The nearest is onnx int4-weights" in done.error["what"]
     assert not (out / "best").exists()
+    told = json.loads((out / "tune.json").read_text())
+    assert told["winner"] is None
+    assert len(told["candidates"]) == 2
 
 
 def test_ctrl_c_publishes_the_best_so_far(emotions_artifact: Path, environment: dict[str, str], tmp_path: Path) -> None:
