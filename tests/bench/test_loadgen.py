@@ -117,6 +117,7 @@ def test_too_few_queries_for_the_duration_are_no_valid_run(null: Path, tmp_path:
     assert "--qps" in error.fix
 
 
+@pytest.mark.slow
 def test_the_built_in_classifier_in_accuracy_mode(
     emotions_artifact: Path, vitrify: Callable[..., Any], tmp_path: Path
 ) -> None:
@@ -139,6 +140,7 @@ def test_the_built_in_classifier_in_accuracy_mode(
     assert [row["label"] for row in rows] == [one["labels"][0]["label"] for one in labels]
 
 
+@pytest.mark.slow
 def test_a_pipeline_that_draws(diffusion_artifact: Path, tmp_path: Path) -> None:
     (tmp_path / "prompts.txt").write_text("a red apple\na cat\n")
     asked: dict[str, Any] = {"scenario": "offline", "steps": 2, "prompts": str(tmp_path / "prompts.txt")}
@@ -208,6 +210,7 @@ def test_what_cannot_be_asked_is_refused_before_anything_is_made(null: Path, tmp
     assert not (tmp_path / "run").exists()
 
 
+@pytest.mark.slow
 def test_progress_is_told(null: Path, tmp_path: Path) -> None:
     events: list[Event] = []
     run_loadgen(LoadPlan(str(null), device="cpu", duration=2.5), tmp_path / "run", events.append)
@@ -266,6 +269,7 @@ def test_ctrl_c_ends_it_and_leaves_the_logs(
     assert not (tmp_path / "run" / RESULT).exists()
 
 
+@pytest.mark.slow
 def test_no_process_outlives_a_command_that_is_killed(
     null: Path, vitrify_process: Callable[..., Any], tmp_path: Path
 ) -> None:

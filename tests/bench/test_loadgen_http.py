@@ -29,6 +29,7 @@ pytest.importorskip("mlperf_loadgen", reason="needs MLPerf's LoadGen: vitrify[lo
 pytest.importorskip("fastapi", reason="needs vitrify[serve]")
 pytest.importorskip("onnxruntime", reason="needs vitrify[onnx]")
 psutil = pytest.importorskip("psutil", reason="needs vitrify[bench]")
+pytestmark = pytest.mark.slow  # servers, and runs of seconds against each
 
 
 @contextlib.contextmanager

@@ -65,6 +65,7 @@ def test_vitrifys_own_case_names_what_was_not_made(tmp_path: Path) -> None:
         case.before()
 
 
+@pytest.mark.slow
 def test_an_environment_that_cannot_be_built_is_told_by_its_cases(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
 ) -> None:
@@ -83,6 +84,7 @@ def test_an_environment_that_cannot_be_built_is_told_by_its_cases(
         formats.make(table.Format("x", broken, ("-c", "pass"), of=""), tmp_path / "work")
 
 
+@pytest.mark.slow
 def test_an_environment_is_built_once_and_anew_for_other_pins(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     (tmp_path / "bare.txt").write_text("# nothing\n")
     monkeypatch.setattr(table, "HERE", tmp_path)
@@ -129,6 +131,7 @@ def test_a_picture_is_compared_with_the_reference(tmp_path: Path) -> None:
         bench_peers._compared(ours, reference)
 
 
+@pytest.mark.slow
 def test_the_common_model_is_laid_out_as_a_hub_has_it(diffusion_source: Path, tmp_path: Path) -> None:
     pytest.importorskip("torch", reason="needs the extra export")
     import diffusers

@@ -20,6 +20,7 @@ from vitrify.pipelines.random import TorchCpuGenerator
 from vitrify.proof.quality import psnr
 
 pytest.importorskip("torch", reason="needs the extra export")
+pytestmark = pytest.mark.slow  # each picture imports torch anew
 
 SIDE, SEED = 64, 7
 BY_PATH = [sys.executable, "-P", str(HERE / "draw.py")]

@@ -206,6 +206,7 @@ def test_recipes_are_compiled_once_each(sweep: Sweeps, tmp_path: Path, events: l
     assert (folder / "artifact.json").stat().st_mtime_ns == built
 
 
+@pytest.mark.slow
 def test_runtimes_and_threads(sweep: Sweeps, tmp_path: Path) -> None:
     pytest.importorskip("openvino", reason="needs vitrify[openvino]")
     sweep("runtime=onnx,openvino", None, "threads=1,2")

@@ -205,6 +205,7 @@ def test_a_bar_that_nothing_reaches_publishes_nothing(
     assert len(told["candidates"]) == 2
 
 
+@pytest.mark.slow
 def test_ctrl_c_publishes_the_best_so_far(emotions_artifact: Path, environment: dict[str, str], tmp_path: Path) -> None:
     out = tmp_path / "out"
     process = subprocess.Popen(
