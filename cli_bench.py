@@ -77,10 +77,10 @@ def run(
         typer.Option(help="Prompts or pictures for the recipes that need some.", rich_help_panel=_MATRIX),
     ] = None,
     rounds: Annotated[
-        int | None, typer.Option(help="Processes a cell; default: 3.", rich_help_panel=_RUN, min=1)
+        int | None, typer.Option(help="Processes a cell; default: 5.", rich_help_panel=_RUN, min=1)
     ] = None,
     seconds: Annotated[
-        float | None, typer.Option(help="How long each times calls; default: 2.", rich_help_panel=_RUN)
+        float | None, typer.Option(help="How long each times calls; default: 1.", rich_help_panel=_RUN)
     ] = None,
     calls: Annotated[
         int | None, typer.Option(help="Calls that each times at least; default: 5.", rich_help_panel=_RUN, min=1)

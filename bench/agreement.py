@@ -34,8 +34,8 @@ from .spec import TEXT2IMG
 from .suite_file import Suite, suite_of
 
 MODELS = Path(__file__).parents[1] / "demo" / "models"  # those that the package carries
-# a diffusion model and a classifier, each exact and of 4 bits: four cells
-GIVEN = {"runtime": ["onnx"], "quant": ["fp32", "int4-weights"], "steps": 2}
+# a diffusion model and a classifier, each exact and of 4 bits: four cells; docs/bench-compare.md says why of one thread
+GIVEN = {"runtime": ["onnx"], "quant": ["fp32", "int4-weights"], "steps": 2, "threads": [1]}
 SLOWDOWN, LOSS = 0.15, 3.0
 _PSNR = 30.0  # dB of the copy that others are worse than
 _SHARE = 0.01  # of noise, to begin the search with
@@ -77,14 +77,15 @@ def main(arguments: Sequence[str] | None = None) -> int:
     parser = argparse.ArgumentParser(prog="python -m vitrify.bench.agreement", description=__doc__.splitlines()[0])
     parser.add_argument("--work", type=Path, required=True, help="folder for artifacts and runs")
     parser.add_argument("--tries", type=int, default=10)
-    parser.add_argument("--rounds", type=int, default=5, help="processes a cell in each run")
-    parser.add_argument("--seconds", type=float, default=1.0, help="that each of them times calls")
+    parser.add_argument("--rounds", type=int, default=10, help="processes a cell in each run")
+    parser.add_argument("--seconds", type=float, default=0.5, help="that each of them times calls")
+    parser.add_argument("--threads", type=int, default=1, help="of each cell; 0 leaves it to the runtime")
     parser.add_argument("--only", choices=("times", "quality"))
     parser.add_argument("--json", action="store_true", help="every comparison on stdout instead of the table")
     given = parser.parse_args(arguments)
     suite = suite_of(
         [str(MODELS / "emoji-diffusion"), str(MODELS / "emoji-emotions")],
-        {**GIVEN, "rounds": given.rounds, "seconds": given.seconds},
+        {**GIVEN, "rounds": given.rounds, "seconds": given.seconds, "threads": [given.threads]},
     )
     try:
         jobs = _jobs(suite, given.work)
@@ -105,7 +106,8 @@ def main(arguments: Sequence[str] | None = None) -> int:
 
 def times(suite: Suite, jobs: Sequence[Job], work: Path, tries: int) -> list[Tally]:
     """The suite against itself, and against itself slowed down."""
-    folder = work / f"runs-{suite.rounds}x{suite.seconds:g}"
+    threads = jobs[0].spec.threads
+    folder = work / f"runs-{suite.rounds}x{suite.seconds:g}-threads-{threads}"
     same = Tally("identical artifacts", "no difference in any figure", LATENCY.name)
     slow = Tally(f"every call {SLOWDOWN:.0%} longer", "slower", LATENCY.name)
     planted = environment(work / "plant", SLOWDOWN)

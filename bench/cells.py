@@ -21,7 +21,7 @@ from ..quant.recipes import recipe
 from ..quant.support import TARGETS
 from .matrix import as_it_is, calibration_for
 from .measure import Case, measure
-from .preparing import OFFLINE, disk, forget, is_made, keep, record
+from .preparing import OFFLINE, UNTIMED, disk, forget, is_made, keep, record
 from .spec import Spec
 from .suite_file import Model
 
@@ -49,7 +49,7 @@ class Builder:
     out: Path
     report: Report
     verify: bool | None = None
-    env: Mapping[str, str] = field(default_factory=lambda: OFFLINE)
+    env: Mapping[str, str] = field(default_factory=lambda: UNTIMED)
 
     def source(self, model: Model) -> Built:
         """The model's artifact: the one that was named, or the model exported.

@@ -13,7 +13,7 @@ from typing import Any
 
 from ..core.errors import BadInput, UsageError
 from .compare_quality import DISK, QUALITY, compare_disk, compare_quality
-from .compare_times import ENERGY, TIMED, compare_times
+from .compare_times import ALL, ENERGY, TIMED, compare_times
 from .differences import FAILS, Comparison, Difference, Metric
 from .machine import differences, version_differences
 from .results import Cell, Results
@@ -60,7 +60,7 @@ def compare(
         else:
             found += compare_disk(first, second, metrics[DISK.name])
             found += compare_quality(first, second, metrics[QUALITY.name], alpha)
-    order = {cell.name: number for number, (cell, _) in enumerate(cells)}
+    order = {cell.name: number for number, (cell, _) in enumerate(cells)} | {ALL: len(cells)}
     shown = ["runs", *metrics]
     found = [d if d.metric == "runs" else replace(d, gated=d.metric in gate) for d in found]
     found.sort(key=lambda d: (order[d.cell], shown.index(d.metric)))

@@ -79,6 +79,7 @@ def run_cell(artifact: Path, spec: Spec, seconds: float, calls: int, started: fl
     from ..core.registry import load_runtime
     from ..pipelines.load import load, open_artifact
     from ..runtimes.base import Options
+    from .timing import waited
 
     load_runtime(spec.runtime)
     found: Values = {"start_s": time.time() - started}
@@ -95,6 +96,9 @@ def run_cell(artifact: Path, spec: Spec, seconds: float, calls: int, started: fl
         answered = call()
         found["first_s"] = time.perf_counter() - before
         found["cold_s"] = time.time() - started
+        waits = waited()
+        if waits is not None:
+            found["cold_own_s"] = found["cold_s"] - waits.caller / 1e3
         _refuse_nan(answered, opened.root)
         values, series = _steady(pipeline, call, parts, seconds, calls, spec)
         return found | values, series
@@ -106,7 +110,7 @@ def _steady(
     pipeline: Any, call: Callable[[], object], parts: Series, seconds: float, calls: int, spec: Spec
 ) -> tuple[Values, Series]:
     from .energy import EnergyMeter
-    from .timing import Yardstick, time_calls
+    from .timing import Yardstick, lower_quartile, peak_gflops, time_calls
 
     sessions = {name: TimedSession(session) for name, session in pipeline.sessions.items()}
     pipeline.sessions = sessions
@@ -116,21 +120,20 @@ def _steady(
         for session in sessions.values():
             session.lap()
 
-    yardstick = Yardstick()
-
     def warm() -> None:
         for values in (*parts.values(), *(session.laps for session in sessions.values())):
             values.clear()
 
-    timed = time_calls(lap, seconds, calls, yardstick, warm)
+    timed = time_calls(lap, seconds, calls, Yardstick(), warm)
     series = {"latency_ms": timed.calls, **{k: list(v) for k, v in parts.items() if k == "step_ms"}}
     found: Values = {
         "calls": len(timed.calls),
         "latency_ms": statistics.median(timed.calls),
         "items_per_s": spec.batch * len(timed.calls) / sum(timed.calls) * 1e3,
-        "yardstick_ms": statistics.median(timed.yardsticks),
-        "peak_gflops": yardstick.gflops(min(timed.yardsticks)),
+        "yardstick_ms": lower_quartile(timed.yardsticks),
     }
+    if timed.least_disturbed is not None:
+        found["own_ms"], found["crowded"] = timed.least_disturbed
     found |= {name: statistics.median(values) for name, values in parts.items()}
     found |= {f"{name}_ms": statistics.median(session.laps) for name, session in sessions.items()}
     meter = EnergyMeter(spec.device)
@@ -141,6 +144,7 @@ def _steady(
         joules = meter.stop()
         if joules is not None:
             found["joules"] = joules / len(timed.calls)
+    found["peak_gflops"] = peak_gflops()  # last: its threads go on spinning
     return found, series
 
 

@@ -14,7 +14,7 @@ from .words import listed, number, share, span
 _PERCENTILES = {q: calls for q, calls in PERCENTILES.items() if q > 50}  # the median stands by itself
 _NOISY = "†"
 # values of a sample in ms that are no component's time
-_OTHER_TIMES = ("latency_ms", "yardstick_ms", "encode_ms", "step_ms", "decode_ms", "preprocess_ms")
+_OTHER_TIMES = ("latency_ms", "own_ms", "yardstick_ms", "encode_ms", "step_ms", "decode_ms", "preprocess_ms")
 _PARTS = {"encode_ms": "encode", "step_ms": "a step", "decode_ms": "decode", "preprocess_ms": "prepare"}
 _Read = Callable[[Cell], Entry]
 

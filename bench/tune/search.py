@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import json
 import math
+import os
 import subprocess
 import sys
 import time
@@ -22,7 +23,7 @@ from ..cells import Builder, Built, facts, operations
 from ..machine import describe_machine, fingerprint
 from ..matrix import Skipped, as_it_is, calibration_for
 from ..measure import CaseFailed, header, measure
-from ..preparing import record
+from ..preparing import UNTIMED, record
 from ..records import Writer
 from ..results import RESULTS, Cell, Results, read_results
 from ..runs import case_of, set_aside
@@ -325,7 +326,10 @@ class Search:
             command = [sys.executable, "-P", "-m", "vitrify.bench.tune.sensitivity", str(self._source.root), base]
             calibration = calibration_for(spec, self.model.axes.calibration)
             done = subprocess.run(
-                [*command, *([str(calibration)] if calibration else [])], capture_output=True, text=True
+                [*command, *([str(calibration)] if calibration else [])],
+                capture_output=True,
+                text=True,
+                env={**os.environ, **UNTIMED},
             )
             if done.returncode != 0:
                 self._say(f"the sensitive parts are not known: {' '.join(done.stderr.strip().splitlines()[-2:])}")

@@ -2,12 +2,15 @@
 
 from __future__ import annotations
 
+import os
 import statistics
+import subprocess
+import sys
 import time
 
 import pytest
 
-from vitrify.bench.timing import Yardstick, time_calls
+from vitrify.bench.timing import Yardstick, lower_quartile, peak_gflops, time_calls
 
 
 def test_a_call_that_does_nothing_takes_next_to_nothing() -> None:
@@ -59,6 +62,45 @@ def test_an_error_of_the_call_is_passed_on() -> None:
         time_calls(call, 0.1, 1, lambda: 1.0)
 
 
-def test_the_yardstick_says_what_it_computed() -> None:
-    assert Yardstick.gflops(1000.0) == pytest.approx(2 * 768**3 / 1e9)
-    assert Yardstick()() > 0
+@pytest.mark.skipif(sys.platform != "linux", reason="needs Linux, which counts what a thread waits")
+def test_what_waits_for_a_core_is_left_out() -> None:
+    """Beside processes that want the same core a call takes longer, and its own time does not."""
+
+    def call() -> int:
+        return sum(range(200_000))
+
+    core = min(os.sched_getaffinity(0))
+    before = os.sched_getaffinity(0)
+    os.sched_setaffinity(0, {core})
+    try:
+        alone = time_calls(call, 0.4, 10, lambda: 1.0)
+        others = [subprocess.Popen([sys.executable, "-c", "while True: pass"]) for _ in range(2)]
+        try:
+            time.sleep(0.1)
+            beside = time_calls(call, 1.0, 10, lambda: 1.0)
+        finally:
+            for other in others:
+                other.kill()
+                other.wait()
+    finally:
+        os.sched_setaffinity(0, before)
+    assert statistics.fmean(beside.calls) > 1.8 * min(statistics.fmean(alone.calls), statistics.fmean(beside.own))
+    assert statistics.median(beside.own) < 1.4 * statistics.median(alone.own)
+
+
+@pytest.mark.skipif(sys.platform != "linux", reason="needs Linux, which counts what a thread waits")
+def test_own_time_is_that_of_one_call() -> None:
+    timed = time_calls(lambda: time.sleep(0.005), 0.3, 5, lambda: 1.0)
+    assert 4.9 < statistics.median(timed.own) <= 1.05 * statistics.median(timed.calls)
+    assert len(timed.own) == len(timed.yardsticks) - 1
+
+
+def test_the_lower_quartile() -> None:
+    assert lower_quartile([5.0, 1.0, 3.0, 2.0, 4.0]) == 2.0
+    assert lower_quartile([7.0]) == 7.0
+
+
+def test_the_yardstick_and_the_peak() -> None:
+    stick = Yardstick()
+    assert 0.1 < stick() < 1000
+    assert peak_gflops() > 0
