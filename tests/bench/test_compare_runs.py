@@ -35,6 +35,7 @@ def classifier(emotions_artifact: Path) -> tuple[Suite, list[Job]]:
     return suite, [Job(spec, Built(emotions_artifact), suite.models[0])]
 
 
+@pytest.mark.slow
 def test_twice_the_work_is_found_and_the_same_work_is_not_slower(
     classifier: tuple[Suite, list[Job]], tmp_path: Path
 ) -> None:
