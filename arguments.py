@@ -4,11 +4,14 @@ from __future__ import annotations
 
 from enum import StrEnum
 from pathlib import Path
-from typing import Annotated
+from typing import TYPE_CHECKING, Annotated
 
 import typer
 
 from .core.errors import UsageError
+
+if TYPE_CHECKING:
+    from .runtimes.base import Options
 
 _RUNTIME = "Runtime"
 _SOURCE = "Source"
@@ -89,6 +92,32 @@ RuntimeCache = Annotated[
         rich_help_panel=_RUNTIME,
     ),
 ]
+
+
+def runtime_options(
+    threads: int,
+    prepack: bool | None,
+    arena: bool | None,
+    runtime_cache: bool,
+    hint: Hint,
+    streams: int,
+    precision: Precision | None,
+    static: bool,
+    unsaid: bool = True,
+) -> Options:
+    """What the options above say of a session. unsaid: what prepack and arena are where nobody said."""
+    from .runtimes.base import Options
+
+    return Options(
+        threads=threads,
+        prepack=unsaid if prepack is None else prepack,
+        arena=unsaid if arena is None else arena,
+        cache=runtime_cache,
+        hint=hint,
+        streams=streams,
+        precision=precision,
+        static=static,
+    )
 
 
 def refuse_source_options(folder: Path, revision: str | None, variant: str | None) -> None:

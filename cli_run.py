@@ -27,6 +27,7 @@ from .arguments import (
     Token,
     Variant,
     refuse_source_options,
+    runtime_options,
 )
 from .core.errors import UsageError
 
@@ -76,22 +77,12 @@ def generate(
     from .pipelines.images import check_png_path, picture_paths, save_png
     from .pipelines.load import load
     from .pipelines.random import random_seed
-    from .runtimes.base import Options
 
     seed = random_seed() if seed is None else seed
     paths = picture_paths(output, prompt, seed, batch)
     for path in paths:
         check_png_path(path)
-    options = Options(
-        threads=threads,
-        prepack=prepack is not False,
-        arena=arena is not False,
-        cache=runtime_cache,
-        hint=hint,
-        streams=streams,
-        precision=precision,
-        static=static,
-    )
+    options = runtime_options(threads, prepack, arena, runtime_cache, hint, streams, precision, static)
     with screen.progress() as report:
         artifact = artifact_of(model, revision, variant, token, offline, report)
         _need(artifact, "text2img", "generate")
@@ -162,7 +153,6 @@ def classify(
     from .pipelines.images import expand, open_image
     from .pipelines.load import load
     from .pipelines.picture_files import classify_files, failure
-    from .runtimes.base import Options
 
     if detector is not None and not faces:
         raise UsageError("--detector finds faces.", "Give --faces too.")
@@ -171,16 +161,7 @@ def classify(
         open_image(paths[0])  # a lone picture that cannot be read is told before a model is fetched for it
     # few pictures: weights that stay mapped open at once; many: each run should be fast
     many = len(paths) > 16
-    options = Options(
-        threads=threads,
-        prepack=many if prepack is None else prepack,
-        arena=many if arena is None else arena,
-        cache=runtime_cache,
-        hint=hint,
-        streams=streams,
-        precision=precision,
-        static=static,
-    )
+    options = runtime_options(threads, prepack, arena, runtime_cache, hint, streams, precision, static, unsaid=many)
     with screen.progress() as report:
         artifact = artifact_of(model, revision, variant, token, offline, report)
         _need(artifact, "classify", "classify")

@@ -26,6 +26,7 @@ from .arguments import (
     Threads,
     Token,
     Variant,
+    runtime_options,
 )
 from .cli_run import artifact_of
 from .core.errors import UsageError
@@ -95,7 +96,6 @@ def sweep(
     from .bench.sweep.plan import Settings
     from .bench.sweep.results import TABLE
     from .quant.recipes import recipe
-    from .runtimes.base import Options
 
     if output is None:
         raise UsageError("Nothing says where the pictures go.", "Give a folder with -o.")
@@ -114,15 +114,9 @@ def sweep(
     base = Settings(
         prompt or "", negative_prompt, width, height, steps, guidance, seed, scheduler, rng, threads, runtime
     )
-    options = Options(
-        prepack=prepack is not False,
-        arena=arena is not False,
-        cache=runtime_cache,
-        hint=hint,
-        streams=streams,
-        precision=precision,
-        static=static,
-    )
+    options = runtime_options(
+        0, prepack, arena, runtime_cache, hint, streams, precision, static
+    )  # threads may be swept
     with screen.progress() as report:
         artifact = artifact_of(model, revision, variant, token, offline, report)
         made = SweepJob(artifact, output, axes, base, options, device, calibration, warm_up, report).run()

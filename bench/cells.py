@@ -5,7 +5,6 @@ from __future__ import annotations
 import hashlib
 import json
 import re
-import subprocess
 import sys
 from collections.abc import Callable, Iterable, Mapping, Sequence
 from dataclasses import dataclass, field
@@ -21,7 +20,7 @@ from ..quant.recipes import recipe
 from ..quant.support import TARGETS
 from .matrix import as_it_is, calibration_for
 from .measure import Case, measure
-from .preparing import OFFLINE, UNTIMED, disk, forget, is_made, keep, record
+from .preparing import OFFLINE, UNTIMED, answer_of, disk, forget, is_made, keep, record
 from .spec import Spec
 from .suite_file import Model
 
@@ -149,14 +148,12 @@ def operations(say: Callable[[str], None]) -> Callable[[Spec, Path], float | Non
     def ask(spec: Spec, artifact: Path) -> float | None:
         key = (spec.model, spec.asked)
         if key not in known:
-            command = [sys.executable, "-P", "-m", "vitrify.bench.flops", str(artifact), json.dumps(spec.to_json())]
-            done = subprocess.run(command, capture_output=True, text=True, stdin=subprocess.DEVNULL)
             try:
-                known[key] = float(done.stdout) / 1e9
-            except ValueError:
+                found = answer_of("vitrify.bench.flops", str(artifact), json.dumps(spec.to_json()))
+                known[key] = float(found) / 1e9
+            except BadInput as exc:
                 known[key] = None
-                why = next(iter(done.stderr.strip().splitlines()[-2:]), "it said nothing")
-                say(f"operations of {spec.model} are not known: {why}")
+                say(f"operations of {spec.model} are not known: {exc.what}")
         return known[key]
 
     return ask

@@ -89,7 +89,8 @@ def expand(name: str, source: str, artifact: Artifact, axes: Axes) -> Matrix:
     """
     check_axes(axes)
     made = Matrix()
-    drawing = TEXT2IMG in artifact.pipeline["tasks"]
+    task = task_of(artifact)
+    drawing = task == TEXT2IMG
     own = artifact.pipeline.get("size") or (0, 0)
     sizes: Sequence[Size | None] = (axes.sizes or ((int(own[1]), int(own[0])),)) if drawing else (None,)
     for size, batch in product(sizes, axes.batches):
@@ -97,7 +98,7 @@ def expand(name: str, source: str, artifact: Artifact, axes: Axes) -> Matrix:
             spec = Spec(
                 model=name,
                 source=source,
-                task=TEXT2IMG if drawing else CLASSIFY,
+                task=task,
                 runtime=runtime,
                 recipe=recipe_,
                 device=axes.device,
@@ -125,24 +126,32 @@ def _hows(artifact: Artifact, axes: Axes) -> Iterator[tuple[str, str, int, Mappi
 
 def _installed(artifact: Artifact) -> list[str]:
     """The runtimes of a CPU whose library is there; of a compiled artifact those that open it."""
-    names = [n for n in RUNTIMES if is_exported(artifact) is False or n in ON_CPU]
-    there = [n for n in names if importlib.util.find_spec(RUNTIMES[n].library) is not None]
+    there = [n for n, row in RUNTIMES.items() if importlib.util.find_spec(row.library) is not None]
     if is_exported(artifact):
-        return there
+        return [n for n in there if n in ON_CPU]
     formats = {c.format for c in artifact.components.values()}
     return [n for n in there if formats <= set(RUNTIMES[n].formats)]
 
 
 def is_exported(artifact: Artifact) -> bool:
     """Whether it is what `vitrify export` makes, from which others can be compiled."""
-    components = artifact.components.values()
-    return all(c.format == "onnx" and c.precision.get("recipe", "fp32") == "fp32" for c in components)
+    return not recipes_of(artifact) and all(c.format == "onnx" for c in artifact.components.values())
+
+
+def recipes_of(artifact: Artifact) -> list[str]:
+    """The recipes that its components were made with, each once; none where all are in fp32."""
+    found = dict.fromkeys(str(c.precision.get("recipe") or "fp32") for c in artifact.components.values())
+    return [name for name in found if name != "fp32"]
 
 
 def recipe_of(artifact: Artifact) -> str:
-    """The recipe that a compiled artifact was made with."""
-    recipes = [str(c.precision.get("recipe") or "fp32") for c in artifact.components.values()]
-    return next((r for r in recipes if r != "fp32"), "fp32")
+    """The recipe that an artifact was made with."""
+    return next(iter(recipes_of(artifact)), "fp32")
+
+
+def task_of(artifact: Artifact) -> str:
+    """What a bench asks of it."""
+    return TEXT2IMG if TEXT2IMG in artifact.pipeline["tasks"] else CLASSIFY
 
 
 def as_it_is(spec: Spec, artifact: Artifact) -> bool:
@@ -160,9 +169,7 @@ def refuse(spec: Spec, artifact: Artifact, calibration: Path | None) -> None:
         MissingDependency: the runtime's library is not installed.
     """
     row = RUNTIMES.get(spec.runtime)
-    if row is None:
-        load_runtime(spec.runtime)  # of another package
-    elif importlib.util.find_spec(row.library) is None:
+    if row is None or importlib.util.find_spec(row.library) is None:
         load_runtime(spec.runtime)  # says what is missing
     if as_it_is(spec, artifact):
         formats = {c.format for c in artifact.components.values()}

@@ -43,6 +43,22 @@ def untimed(what: str, command: Sequence[str], env: Mapping[str, str] = OFFLINE)
         raise BadInput(f"{what} failed (exit {done.returncode}):\n{said}", f"Run it alone: {shlex.join(command)}")
 
 
+def answer_of(module: str, *arguments: str) -> str:
+    """What `python -m MODULE ARGUMENTS` prints on stdout, in a process that nobody times.
+
+    Raises:
+        BadInput: it failed; with its last words.
+    """
+    command = [sys.executable, "-P", "-m", module, *arguments]
+    done = subprocess.run(
+        command, env={**os.environ, **UNTIMED}, stdin=subprocess.DEVNULL, capture_output=True, text=True
+    )
+    if done.returncode != 0:
+        said = " ".join(done.stderr.strip().splitlines()[-2:]) or "It said nothing."
+        raise BadInput(said, f"Run it alone: {shlex.join(command)}")
+    return done.stdout
+
+
 def made(
     what: str, target: Path, command: Sequence[str], given: Iterable[Path], env: Mapping[str, str] = OFFLINE
 ) -> None:

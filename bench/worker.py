@@ -15,12 +15,13 @@ from collections.abc import Callable, Mapping, Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
+from ..runtimes.forwarding import ForwardingSession
 from .measure import MARK, STARTED
 from .spec import PICTURE, TEXT2IMG, Spec
 
 if TYPE_CHECKING:
-    from ..core.tensors import Array, TensorSpec
-    from ..runtimes.base import Placement, Session
+    from ..core.tensors import Array
+    from ..runtimes.base import Session
 
 Values = dict[str, float]
 Series = dict[str, list[float]]
@@ -28,11 +29,11 @@ PROMPT, NEGATIVE = "a red apple", "blurry"
 SEED = 0
 
 
-class TimedSession:
+class TimedSession(ForwardingSession):
     """A session that keeps how long it ran, ms: `spent` since the last `lap`, and `laps`."""
 
     def __init__(self, session: Session) -> None:
-        self._session = session
+        super().__init__(session)
         self.spent = 0.0
         self.laps: list[float] = []
 
@@ -40,26 +41,11 @@ class TimedSession:
         self.laps.append(self.spent)
         self.spent = 0.0
 
-    @property
-    def inputs(self) -> Mapping[str, TensorSpec]:
-        return self._session.inputs
-
-    @property
-    def outputs(self) -> Mapping[str, TensorSpec]:
-        return self._session.outputs
-
-    @property
-    def placement(self) -> Placement:
-        return self._session.placement
-
     def run(self, tensors: Mapping[str, Array]) -> dict[str, Array]:
         start = time.perf_counter()
-        out = self._session.run(tensors)
+        out = super().run(tensors)
         self.spent += (time.perf_counter() - start) * 1e3
         return out
-
-    def close(self) -> None:
-        self._session.close()
 
 
 def run_cell(artifact: Path, spec: Spec, seconds: float, calls: int, started: float) -> tuple[Values, Series]:

@@ -7,6 +7,7 @@ import glob
 import os
 import shutil
 import tempfile
+import uuid
 from collections.abc import Iterator
 from contextlib import contextmanager, suppress
 from pathlib import Path
@@ -51,16 +52,16 @@ def _stands_for(where: Path, named: Path) -> bool:
     return beside[0] == place.name or beside[0].startswith(f".{place.name}.")
 
 
-def write_whole(file: Path, text: str) -> None:
-    """Write a file so that it is there whole or as it was.
+def write_whole(file: Path, content: str | bytes) -> None:
+    """Write a file so that it is there whole or as it was; text in UTF-8.
 
     Raises:
         DiskError: the disk is full or read-only.
     """
-    part = file.with_name(f".{file.name}.part")
+    part = file.with_name(f".{uuid.uuid4().hex}.part")  # of its own, also where two write the same file
     with disk_errors(file):
         try:
-            part.write_text(text, encoding="utf-8")
+            part.write_bytes(content.encode() if isinstance(content, str) else content)
             part.replace(file)
         finally:
             part.unlink(missing_ok=True)

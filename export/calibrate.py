@@ -12,10 +12,11 @@ import numpy as np
 from ..core.artifact import Artifact
 from ..core.errors import BadInput
 from ..core.progress import Event, Report, silent
-from ..core.tensors import Array, TensorSpec
+from ..core.tensors import Array
 from ..pipelines.images import expand, open_image
 from ..pipelines.load import load
-from ..runtimes.base import Options, Placement, Session
+from ..runtimes.base import Options, Session
+from ..runtimes.forwarding import ForwardingSession
 
 Recorded = dict[str, list[dict[str, Array]]]
 STEPS = 20
@@ -33,39 +34,25 @@ PROMPTS = (
 )
 
 
-class Recorder:
+class Recorder(ForwardingSession):
     """A session that keeps what it is given.
 
     keep: asked with the number of the call, whether to keep that one. count: told how many calls were done.
     """
 
     def __init__(self, session: Session, keep: Callable[[int], bool], count: Callable[[int], None]) -> None:
-        self._session, self._keep, self._count = session, keep, count
+        super().__init__(session)
+        self._keep, self._count = keep, count
         self.calls = 0
         self.seen: list[dict[str, Array]] = []
-
-    @property
-    def inputs(self) -> Mapping[str, TensorSpec]:
-        return self._session.inputs
-
-    @property
-    def outputs(self) -> Mapping[str, TensorSpec]:
-        return self._session.outputs
-
-    @property
-    def placement(self) -> Placement:
-        return self._session.placement
 
     def run(self, tensors: Mapping[str, Array]) -> dict[str, Array]:
         if self._keep(self.calls):
             self.seen.append({name: np.array(value) for name, value in tensors.items()})
-        out = self._session.run(tensors)
+        out = super().run(tensors)
         self.calls += 1
         self._count(self.calls)
         return out
-
-    def close(self) -> None:
-        self._session.close()
 
 
 def record_inputs(

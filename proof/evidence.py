@@ -4,8 +4,6 @@ from __future__ import annotations
 
 import base64
 import hashlib
-import os
-import uuid
 from collections.abc import Sequence
 from dataclasses import dataclass, field, replace
 from io import BytesIO
@@ -16,7 +14,7 @@ import numpy as np
 from PIL import Image
 
 from ..core.artifact import Artifact, WeightFile
-from ..core.publish import disk_errors
+from ..core.publish import disk_errors, write_whole
 from ..pipelines.images import open_image
 
 FOLDER = "proof"
@@ -129,12 +127,7 @@ def kept_pairs(artifact: Artifact) -> list[Pair | None]:
 def _write(root: Path, data: bytes) -> WeightFile:
     digest = hashlib.sha256(data).hexdigest()
     name = f"{FOLDER}/{digest[:16]}.png"
-    part = root / FOLDER / f".{uuid.uuid4().hex}.part"
-    try:
-        part.write_bytes(data)
-        os.replace(part, root / name)
-    finally:
-        part.unlink(missing_ok=True)
+    write_whole(root / name, data)
     return WeightFile(name, len(data), digest)
 
 

@@ -13,6 +13,7 @@ from ...core.errors import BadInput, MissingDependency, UsageError, VitrifyError
 from ...core.registry import RUNTIMES, runtime_for
 from ...quant.recipes import recipe
 from ...quant.support import TARGETS, check
+from ..matrix import recipes_of
 from .axes import LETTERS, SEARCH, Axis
 
 Index = tuple[int, int, int]
@@ -158,7 +159,7 @@ def plan_builds(
 def _build(opening: Opening, artifact: Artifact) -> tuple[Build | None, list[str]]:
     formats = {c.format for c in artifact.components.values()}
     if opening.recipe is not None:
-        made_with = {str(c.precision.get("recipe") or "fp32") for c in artifact.components.values()} - {"fp32"}
+        made_with = recipes_of(artifact)
         if made_with or formats != {"onnx"}:
             raise BadInput(
                 f"{artifact.root} is compiled already ({', '.join(sorted(made_with or formats))}).",
@@ -204,8 +205,7 @@ def own(settings: Settings, artifact: Artifact) -> Settings:
 
     height, width = artifact.pipeline["size"]
     components = artifact.components.values()
-    made_with = dict.fromkeys(str(c.precision.get("recipe") or "fp32") for c in components)
-    quantized = [name for name in made_with if name != "fp32"]
+    quantized = recipes_of(artifact)
     runtimes = dict.fromkeys(runtime_for(c.format) for c in components) if settings.runtime is None else ()
     return replace(
         settings,

@@ -4,9 +4,7 @@ from __future__ import annotations
 
 import csv
 import json
-import os
 import re
-import uuid
 from collections.abc import Mapping, Sequence
 from dataclasses import asdict, dataclass, field
 from io import BytesIO, StringIO
@@ -16,7 +14,7 @@ from typing import Any
 from PIL import Image
 
 from ...core.errors import BadInput, VitrifyError
-from ...core.publish import disk_errors
+from ...core.publish import disk_errors, write_whole
 from .axes import LETTERS, Axis, label, sets
 from .grid import Block, Legend, Tile, draw_grid
 from .plan import Cell, Settings
@@ -114,9 +112,9 @@ class Sweep:
             for name, blocks in self._grids().items():
                 packed = BytesIO()
                 draw_grid(blocks, self._legend(), self._largest()).save(packed, "PNG")
-                _put(self.folder / name, packed.getvalue())
+                write_whole(self.folder / name, packed.getvalue())
                 grids.append(name)
-            _put(self.folder / TABLE, self._table().encode("utf-8", "replace"))
+            write_whole(self.folder / TABLE, self._table().encode("utf-8", "replace"))
             document = self.to_json(status, grids)
             write_document(self.folder, document)
             for name in earlier.get("grids", []):
@@ -254,18 +252,9 @@ def read_earlier(folder: Path) -> Json:
 
 def write_document(folder: Path, document: Mapping[str, Any]) -> None:
     """sweep.json, whole or not at all."""
-    _put(folder / DOCUMENT, (json.dumps(document, indent=1, default=str) + "\n").encode())
+    write_whole(folder / DOCUMENT, json.dumps(document, indent=1, default=str) + "\n")
 
 
 def _plain(axis: Axis, number: int) -> Any:
     """A value of an axis, as a table holds it."""
     return axis.label(number) if axis.name == "size" else axis.values[number]
-
-
-def _put(path: Path, data: bytes) -> None:
-    part = path.with_name(f".{uuid.uuid4().hex}.part")
-    try:
-        part.write_bytes(data)
-        os.replace(part, path)
-    finally:
-        part.unlink(missing_ok=True)

@@ -4,9 +4,6 @@ from __future__ import annotations
 
 import json
 import math
-import os
-import subprocess
-import sys
 import time
 from collections.abc import Iterable, Sequence
 from dataclasses import asdict, dataclass, field, replace
@@ -21,11 +18,11 @@ from ...pipelines.load import open_artifact
 from ...quant.recipes import recipe
 from ..cells import Builder, Built, facts, operations
 from ..machine import describe_machine, fingerprint
-from ..matrix import Skipped, as_it_is, calibration_for
+from ..matrix import Skipped, as_it_is, calibration_for, task_of
 from ..measure import CaseFailed, header, measure
-from ..preparing import UNTIMED, record
+from ..preparing import answer_of, record
 from ..records import Writer
-from ..results import RESULTS, Cell, Results, read_results
+from ..results import RESULTS, Cell, Results, baseline_of, read_results
 from ..runs import case_of, set_aside
 from ..spec import Spec
 from ..suite_file import Model
@@ -88,8 +85,8 @@ class Search:
             self._builder = Builder(self.out, self.report, verify=False)
             self._source = self._builder.source(self.model)
             artifact = self._artifact = open_artifact(self._source.root)
-            self.goal = self.goal.of_task("text2img" if "text2img" in artifact.pipeline["tasks"] else "classify")
-            self._gflop = operations(lambda line: self._say(line))
+            self.goal = self.goal.of_task(task_of(artifact))
+            self._gflop = operations(self._say)
             found = candidates(
                 self.model.name, self.model.source, artifact, self.model.axes, self.goal, self.everything
             )
@@ -218,10 +215,10 @@ class Search:
     def _last(self, specs: Sequence[Spec]) -> Cell:
         """The winner of the last few."""
         finalists = sorted(self._measured(specs), key=self._value)
-        baseline = self._baseline()
+        baseline = baseline_of(self.results.cells)
         if not self.everything:
             finalists = finalists[:FINALISTS]
-        shown = {s.name: s for s in [*([baseline] if baseline else []), *finalists]}
+        shown = {s.name: s for s in [*([baseline.spec] if baseline else []), *finalists]}
         self._measure(list(shown.values()), _LAST, LAST_ROUNDS, WELL_S)
         cells = [c for c in map(self._cell, finalists) if c.failure is None and math.isfinite(self.goal.value(c))]
         if not cells:
@@ -250,10 +247,6 @@ class Search:
     def _quality(self, spec: Spec) -> str:
         cell = self._cell(spec)
         return cell.quality.label if cell.quality else "not measured"
-
-    def _baseline(self) -> Spec | None:
-        """The first in float32, which the report divides by."""
-        return next((c.spec for c in self.results.measured if recipe(c.spec.recipe).lossless), None)
 
     def _late(self) -> bool:
         return self.minutes is not None and time.monotonic() - self.started > 60 * self.minutes
@@ -301,17 +294,12 @@ class Search:
         built = self.builts[spec.name]
         if self._cell(spec).quality is None and not as_it_is(spec, self._exported):
             self.report(Event(f"prove {spec.how}"))
-            command = [
-                sys.executable,
-                "-P",
-                "-m",
-                "vitrify.bench.tune.proving",
-                str(built.root),
-                str(self._source.root),
-            ]
-            done = subprocess.run([*command, spec.runtime, spec.recipe], capture_output=True, text=True)
-            if done.returncode != 0:
-                self._say(f"not proved: {spec.how}: {' '.join(done.stderr.strip().splitlines()[-2:])}")
+            try:
+                answer_of(
+                    "vitrify.bench.tune.proving", str(built.root), str(self._source.root), spec.runtime, spec.recipe
+                )
+            except BadInput as exc:
+                self._say(f"not proved: {spec.how}: {exc.what}")
             self._write(spec)
         return self._reaches(spec)
 
@@ -323,18 +311,14 @@ class Search:
         known: dict[str, Any] = json.loads(kept.read_text()) if kept.exists() else {}
         if base not in known:
             self.report(Event(f"find the sensitive parts in {base}"))
-            command = [sys.executable, "-P", "-m", "vitrify.bench.tune.sensitivity", str(self._source.root), base]
             calibration = calibration_for(spec, self.model.axes.calibration)
-            done = subprocess.run(
-                [*command, *([str(calibration)] if calibration else [])],
-                capture_output=True,
-                text=True,
-                env={**os.environ, **UNTIMED},
-            )
-            if done.returncode != 0:
-                self._say(f"the sensitive parts are not known: {' '.join(done.stderr.strip().splitlines()[-2:])}")
+            given = [str(self._source.root), base, *([str(calibration)] if calibration else [])]
+            try:
+                printed = answer_of("vitrify.bench.tune.sensitivity", *given)
+            except BadInput as exc:
+                self._say(f"the sensitive parts are not known: {exc.what}")
                 return {}
-            known[base] = json.loads(done.stdout.splitlines()[-1])
+            known[base] = json.loads(printed.splitlines()[-1])
             write_whole(kept, json.dumps(known, indent=1))
         return dict(known[base])
 

@@ -6,10 +6,6 @@ import json
 import os
 import re
 import shutil
-import signal
-import subprocess
-import sys
-import time
 from collections.abc import Callable
 from pathlib import Path
 from typing import Any
@@ -214,26 +210,11 @@ def test_results_of_another_schema_are_refused(matrix: Path, tmp_path: Path) -> 
         read_results(tmp_path)
 
 
-def test_ctrl_c_keeps_what_was_measured(emotions_artifact: Path, environment: dict[str, str], tmp_path: Path) -> None:
+def test_ctrl_c_keeps_what_was_measured(
+    emotions_artifact: Path, interrupted: Callable[..., str], tmp_path: Path
+) -> None:
     out = tmp_path / "out"
-    process = subprocess.Popen(
-        [
-            *(sys.executable, "-m", "vitrify", "bench", str(emotions_artifact), "-o", str(out)),
-            *("--runtime", "onnx", "--rounds", "99", "--seconds", "0.1"),
-        ],
-        env=environment,
-        stderr=subprocess.PIPE,
-        stdout=subprocess.PIPE,
-        text=True,
-    )
-    file = out / "results.jsonl"
-    for _ in range(600):
-        time.sleep(0.1)
-        if file.exists() and file.read_text().count('"kind": "sample"') >= 2:
-            break
-    process.send_signal(signal.SIGINT)
-    _, err = process.communicate(timeout=60)
-    assert process.returncode == 130
+    err = interrupted(out, "bench", emotions_artifact, "--runtime", "onnx", "--rounds", 99, "--seconds", 0.1)
     assert "What was measured until now" in err
     assert len(read_results(out).measured[0].samples) >= 2
     assert (out / "report.html").is_file()

@@ -6,10 +6,6 @@ import json
 import math
 import shlex
 import shutil
-import signal
-import subprocess
-import sys
-import time
 from collections.abc import Callable
 from pathlib import Path
 from typing import Any
@@ -206,26 +202,11 @@ def test_a_bar_that_nothing_reaches_publishes_nothing(
 
 
 @pytest.mark.slow
-def test_ctrl_c_publishes_the_best_so_far(emotions_artifact: Path, environment: dict[str, str], tmp_path: Path) -> None:
+def test_ctrl_c_publishes_the_best_so_far(
+    emotions_artifact: Path, interrupted: Callable[..., str], tmp_path: Path
+) -> None:
     out = tmp_path / "out"
-    process = subprocess.Popen(
-        [
-            *(sys.executable, "-m", "vitrify", "tune", str(emotions_artifact), "-o", str(out)),
-            *("--runtime", "onnx", "--quant", "fp32,int8-weights"),
-        ],
-        env=environment,
-        stderr=subprocess.PIPE,
-        stdout=subprocess.PIPE,
-        text=True,
-    )
-    file = out / "results.jsonl"
-    for _ in range(1200):
-        time.sleep(0.1)
-        if file.exists() and file.read_text().count('"kind": "sample"') >= 2:
-            break
-    process.send_signal(signal.SIGINT)
-    _, err = process.communicate(timeout=60)
-    assert process.returncode == 130, err
+    err = interrupted(out, "tune", emotions_artifact, "--runtime", "onnx", "--quant", "fp32,int8-weights")
     assert "The best so far is" in err
     Artifact.load(out / "best").verify(checksums=True)
     assert json.loads((out / "tune.json").read_text())["interrupted"] is True
