@@ -4,6 +4,8 @@ VENV ?= .venv
 BIN = $(VENV)/bin
 RUN = $(BIN)/python -m
 BENCH ?= bench-output
+WORKERS ?= 2
+QUICK = "not slow and not optimum and not openvino_peers and not ray"
 
 .PHONY: demo test test-slow test-optimum test-openvino-peers test-ray lint bench bench-peers clean
 
@@ -20,8 +22,12 @@ $(VENV)/.ready: pyproject.toml
 demo: $(VENV)/.ready
 	$(RUN) vitrify demo -o demo-output
 
+# the server's tests have deadlines, and run alone; PyTorch's threads must not spin beside another process
 test: $(VENV)/.ready
-	$(RUN) pytest -m "not slow and not optimum and not openvino_peers and not ray"
+	failed=0; \
+	OMP_WAIT_POLICY=PASSIVE $(RUN) pytest -m $(QUICK) -n $(WORKERS) --dist loadfile --ignore tests/serve || failed=1; \
+	$(RUN) pytest -m $(QUICK) tests/serve || failed=1; \
+	exit $$failed
 
 test-slow: $(VENV)/.ready
 	$(RUN) pytest -m slow

@@ -83,7 +83,7 @@ def run(
         float | None, typer.Option(help="How long each times calls; default: 1.", rich_help_panel=_RUN)
     ] = None,
     calls: Annotated[
-        int | None, typer.Option(help="Calls that each times at least; default: 5.", rich_help_panel=_RUN, min=1)
+        int | None, typer.Option(help="Calls that each times at least; default: 3.", rich_help_panel=_RUN, min=1)
     ] = None,
     timeout: Annotated[
         float | None,

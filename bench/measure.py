@@ -30,7 +30,7 @@ if TYPE_CHECKING:
 
 MARK = "VITRIFY_BENCH "
 STARTED = "VITRIFY_BENCH_STARTED"  # tells a case when its process was started, in seconds since the epoch
-INTERVAL = 0.02
+INTERVAL = 0.05
 _STDERR_LINES = 12
 _GRACE = 0.3  # seconds for helpers that end by themselves once the root is gone, such as a resource tracker
 _SECRET = ("TOKEN", "KEY", "SECRET", "PASSWORD")

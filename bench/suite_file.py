@@ -23,7 +23,7 @@ _AXES = {
 }
 _MODEL = ("source", "name", *_AXES)
 _RUN = ("rounds", "seconds", "timeout", "calls")
-ROUNDS, SECONDS, TIMEOUT, CALLS = 5, 1.0, 900.0, 5
+ROUNDS, SECONDS, TIMEOUT, CALLS = 5, 1.0, 900.0, 3
 
 
 @dataclass(frozen=True)

@@ -86,15 +86,23 @@ def run_cell(artifact: Path, spec: Spec, seconds: float, calls: int, started: fl
         if waits is not None:
             found["cold_own_s"] = found["cold_s"] - waits.caller / 1e3
         _refuse_nan(answered, opened.root)
-        values, series = _steady(pipeline, call, parts, seconds, calls, spec)
+        values, series = steady(pipeline, call, parts, seconds, calls, spec)
         return found | values, series
     finally:
         pipeline.close()
 
 
-def _steady(
+def steady(
     pipeline: Any, call: Callable[[], object], parts: Series, seconds: float, calls: int, spec: Spec
 ) -> tuple[Values, Series]:
+    """Warm up, then time calls; the pipeline's sessions are replaced by ones that tell their share.
+
+    Args:
+        call: makes one call of `pipeline`, and adds to `parts` what its stages took, ms.
+
+    Returns:
+        Values, as docs/bench.md lists them, and the ms of each call and of each denoising step.
+    """
     from .energy import EnergyMeter
     from .timing import Yardstick, lower_quartile, peak_gflops, time_calls
 
@@ -200,4 +208,8 @@ def main(arguments: Sequence[str]) -> int:
 
 
 if __name__ == "__main__":
-    sys.exit(main(sys.argv[1:]))
+    code = main(sys.argv[1:])
+    # the answer is out, and everything is closed: what PyTorch does to end takes time that nobody asked for
+    sys.stdout.flush()
+    sys.stderr.flush()
+    os._exit(code)

@@ -21,6 +21,7 @@ os.environ["HF_HUB_OFFLINE"] = "1"  # before huggingface_hub reads it: no test r
 
 import numpy as np
 import pytest
+from filelock import FileLock
 
 # a job that a shell started in the background ignores SIGINT, and so would every process that the tests start
 signal.signal(signal.SIGINT, signal.default_int_handler)
@@ -28,11 +29,18 @@ signal.signal(signal.SIGINT, signal.default_int_handler)
 ROOT = Path(__file__).resolve().parents[1]
 
 
+@pytest.fixture(scope="session")
+def shared(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """A folder of this session; where several processes share its tests, one folder for all of them."""
+    own = tmp_path_factory.getbasetemp()
+    return own.parent if "PYTEST_XDIST_WORKER" in os.environ else own
+
+
 @pytest.fixture(scope="session", autouse=True)
-def cache(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Path]:
+def cache(shared: Path) -> Iterator[Path]:
     """An empty cache for this session. $VITRIFY_TEST_CACHE names one to keep, so that graphs are traced once a day."""
     kept = os.environ.get("VITRIFY_TEST_CACHE")
-    folder = Path(kept) if kept else tmp_path_factory.mktemp("cache")
+    folder = Path(kept) if kept else shared / "cache"
     with pytest.MonkeyPatch.context() as patch:
         patch.setenv("VITRIFY_CACHE", str(folder))
         patch.delenv("VITRIFY_CACHE_MAX", raising=False)
@@ -40,11 +48,15 @@ def cache(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Path]:
 
 
 @pytest.fixture(scope="session")
-def models(tmp_path_factory: pytest.TempPathFactory) -> Path:
+def models(shared: Path) -> Path:
     """Copies of the built-in models: exports link to their weights, and no test shall reach those of the repository."""
-    folder = tmp_path_factory.mktemp("models")
-    for name in ("emoji-diffusion", "emoji-emotions"):
-        shutil.copytree(ROOT / "demo/models" / name, folder / name)
+    folder = shared / "models"
+    with FileLock(shared / "models.lock"):
+        for name in ("emoji-diffusion", "emoji-emotions"):
+            if not (folder / name).exists():
+                half = folder / f".{name}"
+                shutil.copytree(ROOT / "demo/models" / name, half, dirs_exist_ok=True)
+                half.rename(folder / name)
     return folder
 
 
@@ -59,22 +71,25 @@ def emotions_source(models: Path) -> Path:
 
 
 @pytest.fixture(scope="session")
-def diffusion_artifact(diffusion_source: Path, tmp_path_factory: pytest.TempPathFactory) -> Path:
+def diffusion_artifact(diffusion_source: Path, shared: Path) -> Path:
     """The diffusion model, exported and proved. Shared: copy it before changing anything."""
-    return _exported(diffusion_source, tmp_path_factory.mktemp("diffusion") / "emoji")
+    return _exported(diffusion_source, shared / "diffusion" / "emoji")
 
 
 @pytest.fixture(scope="session")
-def emotions_artifact(emotions_source: Path, tmp_path_factory: pytest.TempPathFactory) -> Path:
+def emotions_artifact(emotions_source: Path, shared: Path) -> Path:
     """The classifier, exported and proved. Shared: copy it before changing anything."""
-    return _exported(emotions_source, tmp_path_factory.mktemp("emotions") / "emotions")
+    return _exported(emotions_source, shared / "emotions" / "emotions")
 
 
 def _exported(source: Path, target: Path) -> Path:
     pytest.importorskip("torch", reason="needs the extra export")
     from vitrify.export.job import export_model
 
-    export_model(source, target, verify=True)
+    target.parent.mkdir(exist_ok=True)
+    with FileLock(f"{target.parent}.lock"):
+        if not target.exists():
+            export_model(source, target, verify=True)
     return target
 
 

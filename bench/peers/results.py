@@ -12,7 +12,7 @@ from pathlib import Path
 
 from ...core.errors import VitrifyError
 from ..records import Json, Sample, read
-from ..summary import Figure, figure, per_round
+from ..summary import Figure, figure, per_round, ratio
 from .table import BFLOAT16, EAGER, FLOAT32, IDENTICAL_DB, QUANTIZED, Peer
 
 METRICS = {
@@ -54,12 +54,11 @@ def table(log: Path) -> str:
 
 def _rows(samples: Sequence[Sample], names: Sequence[str]) -> str:
     rows = {name: {m: _figure(samples, name, m) for m in METRICS} for name in names}
-    eager = _figure(samples, EAGER.name, "image_s")
     lines = [["tool", *METRICS.values(), "to eager"], ["---", *("---:" for _ in METRICS), "---:"]]
     for name in sorted(names, key=lambda n: _median(rows[n]["image_s"])):
-        whole = rows[name]["image_s"]
-        ratio = f"{whole.median / eager.median:.2f}" if whole and eager else "-"
-        lines.append([name, *(_cell(metric, value) for metric, value in rows[name].items()), ratio])
+        beside = ratio(samples, name, EAGER.name, "image_s")
+        cells = [_cell(metric, value) for metric, value in rows[name].items()]
+        lines.append([name, *cells, f"{beside.median:.2f}" if beside else "-"])
     return "\n".join("| " + " | ".join(line) + " |" for line in lines)
 
 

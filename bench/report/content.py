@@ -165,7 +165,7 @@ def _method(results: Results) -> list[str]:
         "so that a machine whose speed drifts slows all alike; ratios are taken within a round. "
     ]
     if len(counts) > 1:
-        said.append("What a search gave up early was measured once and for less time. ")
+        said.append("What a search gave up early was measured for less time. ")
     elif held := timing(results):
         seconds, calls = held
         said.append(

@@ -32,12 +32,12 @@ from .sensitivity import parts_to_keep
 
 BEST, OUTCOME, SENSITIVITY = "best", "tune.json", "sensitivity.json"
 QUICK_S, WELL_S = 0.5, 2.0
-_FIRST, _SECOND, _LAST = 1, 2, 3  # rounds: of all candidates, of variants, and from here on of the last few
-LAST_ROUNDS = 3
+_FIRST, _SECOND, _LAST = 1, 3, 5  # rounds from which on: all candidates, variants, the last few
+QUICK_ROUNDS, LAST_ROUNDS = 2, 3
 FINALISTS = 4
-_PASSING = 3  # artifacts whose options are varied
+_PASSING = 5  # artifacts whose options are varied
 # how much a candidate may be worse before its options are tried and still win after
-_REACH = 1.3
+_REACH = 1.5
 _TRIES = 3  # of keeping more layers of one recipe
 _MARGIN_DB = 0.5  # noise is estimated with few steps
 _TIMEOUT = 1800.0
@@ -97,7 +97,7 @@ class Search:
             if not specs:
                 raise BadInput("No candidate could be made.", "See the lines above; name others with --quant.")
             if self.goal.objective != "disk" or self.goal.limits:  # a file's size is known without running it
-                self._measure(specs, _FIRST, 1, QUICK_S)
+                self._measure(specs, _FIRST, QUICK_ROUNDS, QUICK_S)
             if not self._measured(specs):
                 raise CaseFailed("No candidate could be run.\n" + "\n".join(self.notes[-3:]), "Run one of them alone.")
             passing = self._passing(specs)
@@ -151,7 +151,7 @@ class Search:
         return made
 
     def _passing(self, specs: Sequence[Spec]) -> list[Spec]:
-        """Up to three that reach the bar, proved from the best on; rounded ones below it get more precision."""
+        """Up to five that reach the bar, proved from the best on; rounded ones below it get more precision."""
         ranked = sorted(self._measured(specs), key=self._value)
         passing: list[Spec] = []
         for spec in ranked:
@@ -191,7 +191,7 @@ class Search:
             self._say(f"{spec.how} misses the bar by {short:.1f}: keeping {', '.join(kept)}")
             if not self._build([raised]):
                 return None
-            self._measure([raised], _FIRST, 1, QUICK_S)
+            self._measure([raised], _FIRST, QUICK_ROUNDS, QUICK_S)
             if self._prove(raised):
                 return raised if math.isfinite(self._value(raised)) else None
             self._say(f"below the bar: {raised.how}, {self._quality(raised)}")
@@ -199,7 +199,7 @@ class Search:
         return None
 
     def _varied(self, passing: Sequence[Spec]) -> list[Spec]:
-        """The best of those that reach the bar, with all options and threads, measured once more."""
+        """The best of those that reach the bar, with all options and threads, measured twice more."""
         chosen = passing if self.everything else passing[:_PASSING]
         specs = list(chosen)
         for spec in chosen:
@@ -209,7 +209,7 @@ class Search:
                 specs.append(one)
         if self.goal.objective == "disk" or (self._late() and not self.everything):
             return list(chosen)
-        self._measure(specs, _SECOND, 1, QUICK_S)
+        self._measure(specs, _SECOND, QUICK_ROUNDS, QUICK_S)
         return specs
 
     def _last(self, specs: Sequence[Spec]) -> Cell:
@@ -236,7 +236,7 @@ class Search:
         return [s for s in specs if cells[s.name].figure(self.goal.metric) and cells[s.name].failure is None]
 
     def _value(self, spec: Spec) -> float:
-        return self.goal.value(self._cell(spec))
+        return rank(self._cell(spec), self.goal)
 
     def _reaches(self, spec: Spec) -> bool:
         cell = self._cell(spec)
@@ -326,7 +326,7 @@ class Search:
         """Go on with the results that lie there, or set them aside where they are of something else."""
         file, mark = self.out / RESULTS, self.out / "tune.key"
         given = [Path(self.model.source), *filter(None, [self.model.axes.calibration])]
-        asked = [self.goal.to_json(), self.everything, asdict(self.model.axes)]
+        asked = [self.goal.to_json(), self.everything, asdict(self.model.axes), [_FIRST, _SECOND, _LAST]]
         key = json.dumps([fingerprint(describe_machine()), record([self.model.source], given), asked], default=str)
         if not mark.exists() or mark.read_text() != key:
             for old in (file, self.out / BEST, self.out / OUTCOME):
@@ -346,6 +346,18 @@ def _settled(cell: Cell) -> Cell:
     """With the samples of the last rounds alone, where there are some: those took longer, and turns with each other."""
     last = [s for s in cell.samples if s.round >= _LAST]
     return replace(cell, samples=last) if last else cell
+
+
+def rank(cell: Cell, goal: Goal) -> float:
+    """What is made small, to rank by: of quick rounds the best one, of the last ones the median.
+
+    What disturbs only adds, and one disturbance must not cost a candidate its place. Where a cell was measured again
+    beside its variants, that counts alone.
+    """
+    if any(s.round >= _LAST for s in cell.samples):
+        return goal.value(_settled(cell))
+    quick = [s for s in cell.samples if s.round >= _SECOND] or cell.samples
+    return min((goal.value(replace(cell, samples=[s])) for s in quick), default=goal.value(cell))
 
 
 def _with_kept(id: str, parts: Sequence[str]) -> str:

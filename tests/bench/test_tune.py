@@ -13,12 +13,13 @@ from typing import Any
 import pytest
 
 from vitrify.bench.matrix import Axes
+from vitrify.bench.records import Sample
 from vitrify.bench.results import Cell, Quality, read_results
 from vitrify.bench.spec import Spec
 from vitrify.bench.tune.candidates import candidates, variants
 from vitrify.bench.tune.goal import Goal
 from vitrify.bench.tune.outcome import use
-from vitrify.bench.tune.search import _with_kept
+from vitrify.bench.tune.search import _with_kept, rank
 from vitrify.bench.tune.sensitivity import measure_parts, part_of, parts_to_keep
 from vitrify.core.artifact import Artifact
 from vitrify.core.errors import UsageError
@@ -77,6 +78,21 @@ def test_variants_compute_the_same_numbers() -> None:
     assert [s.options for s in memory] == [{"prepack": False}, {"arena": False}, {"prepack": False, "arena": False}]
     assert {s.threads for s in variants(SPEC, Goal())} >= {1}
     assert not list(variants(SPEC, Goal("disk")))
+
+
+def test_one_disturbance_costs_a_candidate_nothing() -> None:
+    def ranked(*rounds: tuple[int, float, int], **limits: float) -> float:
+        samples = [
+            Sample(SPEC.name, "", number, 0, 0, 0.0, 1.0, 0.5, 0.1, mb * 1_000_000, values={"latency_ms": ms})
+            for number, ms, mb in rounds
+        ]
+        return rank(Cell(SPEC, samples), Goal(limits=limits))
+
+    assert ranked((1, 9.0, 100), (2, 6.6, 100)) == 6.6
+    assert ranked((1, 6.0, 120), (2, 7.0, 100), peak_mb=110) == 7.0
+    assert ranked((1, 6.0, 100), (2, 6.6, 100), (3, 7.2, 100), (4, 7.1, 100)) == 7.1  # beside its variants
+    assert ranked((1, 6.0, 100), (5, 7.0, 100), (6, 7.3, 100), (7, 7.1, 100)) == 7.1
+    assert math.isinf(ranked())
 
 
 @pytest.mark.parametrize(

@@ -100,6 +100,7 @@ def test_a_client_that_waits_for_a_lost_worker_is_told_to_try_again(own: Any) ->
 
 def test_a_stopped_worker_is_killed_after_the_deadline(own: Any) -> None:
     with own.client() as http:
+        assert until(http, ask(http, own), "succeeded")  # the model is open: two seconds are for steps alone
         running = ask(http, own, steps=LONG, timeout=2)
         stepping(http, running)
         worker = own.worker()
