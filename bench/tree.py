@@ -26,7 +26,7 @@ except ImportError as exc:
 # The harness shares the machine with what it measures, and shall take less than 1 % of a core: finding new children and
 # reading PSS (which makes the kernel walk the page tables, holding their lock) each get at most this share of one. What
 # is left is for RSS, which is read each time.
-_WALK_SHARE = 0.004
+_WALK_SHARE = 0.002
 _PSS_SHARE = 0.002
 # a kernel with CONFIG_PROC_CHILDREN: else the whole process table has to be read
 _LISTED = os.path.exists(f"/proc/self/task/{os.getpid()}/children")
