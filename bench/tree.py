@@ -102,32 +102,25 @@ class TreeMeter:
         for pid, process in list(self._known.items()):
             if pid in reached:
                 continue  # below one that was walked before
-            try:
-                if whole or not _LISTED:
-                    children = process.children(recursive=True)
-                else:
-                    children = [psutil.Process(child) for child in _below(pid) if child not in self._known]
-            except psutil.Error:
-                if not process.is_running():
-                    self._known.pop(pid, None)
-                continue
-            for child in children:
-                reached.add(child.pid)
+            for child in _listed(pid) if _LISTED and not whole else _tabled(process):
+                reached.add(child)
                 self._add(child)
 
-    def _add(self, process: psutil.Process) -> None:
-        if self._known.get(process.pid) != process:
-            self._known[process.pid] = process
-            self._seen.add(process.pid)
+    def _add(self, pid: int) -> None:
+        with suppress(psutil.Error):  # it ended meanwhile
+            process = psutil.Process(pid)
+            if self._known.get(pid) != process:
+                self._known[pid] = process
+                self._seen.add(pid)
 
     def left(self) -> list[psutil.Process]:
         """The processes of the tree that are alive, orphans that share the root's session included."""
         self._walk(whole=True)
         # The root leads a session of its own; its number stays taken while a member lives.
         for pid in psutil.pids():
-            with suppress(OSError, psutil.Error):
+            with suppress(OSError):
                 if pid != self._root and os.getsid(pid) == self._root:
-                    self._add(psutil.Process(pid))
+                    self._add(pid)
         return [p for p in self._known.values() if _alive(p)]
 
     def kill(self, grace: float = 0.0) -> int:
@@ -150,7 +143,7 @@ class TreeMeter:
         return len(killed)
 
 
-def _below(pid: int) -> list[int]:
+def _listed(pid: int) -> list[int]:
     """The descendants that /proc/PID/task/TID/children lists. One that starts meanwhile may be missing until later."""
     found: list[int] = []
     parents = [pid]
@@ -163,6 +156,14 @@ def _below(pid: int) -> list[int]:
                     found += children
                     parents += children
     return found
+
+
+def _tabled(process: psutil.Process) -> list[int]:
+    """The descendants by the whole process table; none of a process that ended."""
+    try:
+        return [child.pid for child in process.children(recursive=True)]
+    except psutil.Error:
+        return []
 
 
 def _alive(process: psutil.Process) -> bool:
