@@ -7,13 +7,13 @@ BENCH ?= bench-output
 WORKERS ?= 2
 QUICK = "not slow and not optimum and not openvino_peers and not ray"
 
-.PHONY: demo test test-slow test-optimum test-openvino-peers test-ray lint bench bench-peers clean
+.PHONY: demo test family-table test-slow test-optimum test-openvino-peers test-ray lint bench bench-peers clean
 
 $(VENV)/.ready: pyproject.toml
 	test -x $(BIN)/python || $(PYTHON) -m venv $(VENV)
 	$(BIN)/pip install -q -U pip
 	$(BIN)/pip install -q torch==2.13.0
-	$(BIN)/pip install -q -e ".[export,onnx,openvino,quant,tensorrt-rtx,torch,faces,bench,loadgen,serve,dev]"
+	$(BIN)/pip install -q -e ".[export,onnx,openvino,quant,tensorrt-rtx,torch,faces,gguf,lora,bench,loadgen,serve,dev]"
 	touch $@
 
 .typecheck/vitrify:
@@ -28,6 +28,12 @@ test: $(VENV)/.ready
 	OMP_WAIT_POLICY=PASSIVE $(RUN) pytest -m $(QUICK) -n $(WORKERS) --dist loadfile --ignore tests/serve || failed=1; \
 	$(RUN) pytest -m $(QUICK) tests/serve || failed=1; \
 	exit $$failed
+
+# the README's table of families and tasks, from what the tests compare, the slow ones too
+family-table: $(VENV)/.ready
+	OMP_WAIT_POLICY=PASSIVE $(RUN) pytest -m "not optimum and not openvino_peers" -n $(WORKERS) --dist loadfile \
+		--junitxml family-results.xml tests/pipelines/families tests/pipelines/test_control.py tests/pipelines/lora; \
+	$(BIN)/python tests/feature_table.py family-results.xml
 
 test-slow: $(VENV)/.ready
 	$(RUN) pytest -m slow

@@ -44,6 +44,21 @@ Token = Annotated[
         help="Hub token; default: the stored one.", envvar="HF_TOKEN", show_envvar=True, rich_help_panel=_SOURCE
     ),
 ]
+ConfigFolder = Annotated[
+    str | None,
+    typer.Option(
+        "--config",
+        help="For a single file: a diffusers folder or an artifact to take configs, tokenizers and scheduler from.",
+        rich_help_panel=_SOURCE,
+    ),
+]
+PredictionType = Annotated[
+    str | None,
+    typer.Option(
+        help="For a single file: epsilon or v_prediction, where the model's kind does not tell.",
+        rich_help_panel=_SOURCE,
+    ),
+]
 Offline = Annotated[
     bool, typer.Option("--offline", help="Use only what the hub's cache holds.", rich_help_panel=_SOURCE)
 ]

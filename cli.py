@@ -11,11 +11,23 @@ from typing import Annotated
 import typer
 
 from . import screen
-from .arguments import Force, Json, Offline, Revision, Token, Variant, Verify, refuse_source_options
+from .arguments import (
+    ConfigFolder,
+    Force,
+    Json,
+    Offline,
+    PredictionType,
+    Revision,
+    Token,
+    Variant,
+    Verify,
+    refuse_source_options,
+)
 from .cli_bench import bench_app
 from .cli_compile import compile
+from .cli_generate import generate
 from .cli_loadgen import loadgen
-from .cli_run import classify, generate, use
+from .cli_run import classify, use
 from .cli_serve import serve, serve_key
 from .cli_sweep import sweep
 from .cli_tune import tune
@@ -64,8 +76,22 @@ def doctor(json: Json = False) -> None:
 
 @app.command()
 def export(
-    source: Annotated[str, typer.Argument(help="A diffusers or transformers folder, or a hub id as owner/name.")],
+    source: Annotated[
+        str,
+        typer.Argument(
+            help="A diffusers or transformers folder, a single .safetensors or .gguf file, or a hub id as owner/name."
+        ),
+    ],
     output: Annotated[Path | None, typer.Option("--output", "-o", help="The artifact's folder.")] = None,
+    config: ConfigFolder = None,
+    prediction_type: PredictionType = None,
+    graph_from: Annotated[
+        Path | None,
+        typer.Option(help="An artifact of the same architecture, whose graphs are taken instead of traced."),
+    ] = None,
+    control: Annotated[
+        bool, typer.Option("--control", help="Let the UNet take ControlNets; without one it draws as before.")
+    ] = False,
     revision: Revision = None,
     variant: Variant = None,
     token: Token = None,
@@ -75,14 +101,23 @@ def export(
     json: Json = False,
 ) -> None:
     """Export a model to an artifact without loading its weights, and prove it."""
-    from .export.job import ExportJob, find_source
+    from .core.artifact import Artifact
+    from .export.job import ExportJob, configs_from, find_source
 
+    graphs = None if graph_from is None else Artifact.load(graph_from)
     with screen.progress() as report:
         found = find_source(
-            source, revision=revision, variant=variant, token=token, offline=True if offline else None, report=report
+            source,
+            revision=revision,
+            variant=variant,
+            token=token,
+            offline=True if offline else None,
+            config=configs_from(source, config, graph_from),
+            prediction_type=prediction_type,
+            report=report,
         )
         target = output or Path(f"{found.name}-onnx")
-        done = ExportJob(found, target, verify, force, report).run()
+        done = ExportJob(found, target, verify, force, report, graphs=graphs, control=control).run()
     if json:
         screen.print_json({"artifact": str(target), "notes": done.notes, "manifest": done.artifact.to_json()})
         return

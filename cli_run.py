@@ -1,7 +1,8 @@
-"""The commands that run an artifact: generate and classify."""
+"""The command that labels pictures, and what the commands that run an artifact share."""
 
 from __future__ import annotations
 
+from collections.abc import Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING, Annotated, Any, cast
 
@@ -35,91 +36,6 @@ if TYPE_CHECKING:
     from .core.artifact import Artifact
     from .core.progress import Report
     from .pipelines.classification import ClassificationPipeline
-    from .pipelines.text_to_image import TextToImagePipeline
-
-
-def generate(
-    model: Model,
-    prompt: Annotated[str, typer.Argument(help="What to draw; (red:1.3) weighs words.")],
-    output: Annotated[
-        Path | None, typer.Option("--output", "-o", help="PNG; default: named after prompt and seed.")
-    ] = None,
-    negative_prompt: Annotated[str, typer.Option("--negative-prompt", "-n", help="What not to draw.")] = "",
-    width: Annotated[int | None, typer.Option(help="Pixels; default: the model's own.")] = None,
-    height: Annotated[int | None, typer.Option(help="Pixels; default: the model's own.")] = None,
-    steps: Annotated[int, typer.Option(help="Denoising steps.")] = 50,
-    guidance: Annotated[
-        float, typer.Option(help="Classifier-free guidance; at 1 or less off, at half the cost.")
-    ] = 7.5,
-    seed: Annotated[int | None, typer.Option(help="Default: a random one, which is printed.")] = None,
-    scheduler: Annotated[str | None, typer.Option(help="ddim, euler, euler_a, dpmpp_2m, ...")] = None,
-    batch: Annotated[int, typer.Option(help="Pictures; the seed grows by 1 for each.", min=1)] = 1,
-    rng: Annotated[str, typer.Option(help="cpu: torch's CPU numbers; philox: CUDA's.")] = "cpu",
-    device: DeviceOption = None,
-    runtime: RuntimeOption = None,
-    threads: Threads = 0,
-    hint: HintOption = Hint.LATENCY,
-    streams: Streams = 0,
-    precision: PrecisionOption = None,
-    prepack: Prepack = True,
-    arena: Arena = True,
-    runtime_cache: RuntimeCache = False,
-    static: Static = False,
-    revision: Revision = None,
-    variant: Variant = None,
-    token: Token = None,
-    offline: Offline = False,
-    json: Json = False,
-) -> None:
-    """Draw pictures from a prompt."""
-    from . import __version__
-    from .core.progress import Event
-    from .pipelines.images import check_png_path, picture_paths, save_png
-    from .pipelines.load import load
-    from .pipelines.random import random_seed
-
-    seed = random_seed() if seed is None else seed
-    paths = picture_paths(output, prompt, seed, batch)
-    for path in paths:
-        check_png_path(path)
-    options = runtime_options(threads, prepack, arena, runtime_cache, hint, streams, precision, static)
-    with screen.progress() as report:
-        artifact = artifact_of(model, revision, variant, token, offline, report)
-        _need(artifact, "text2img", "generate")
-        opened = load(artifact, device, options=options, runtime=runtime, say=lambda s: screen.say(f"device: {s}"))
-        pipeline = cast("TextToImagePipeline", opened)
-        try:
-            result = pipeline.generate(
-                prompt,
-                negative_prompt=negative_prompt,
-                width=width,
-                height=height,
-                steps=steps,
-                guidance=guidance,
-                seed=seed,
-                scheduler=scheduler,
-                batch=batch,
-                rng=rng,
-                on_step=lambda s: report(Event("step", s.number, s.total, "steps")),
-            )
-        finally:
-            pipeline.close()
-    made_by = {
-        "model": artifact.name,
-        "artifact": artifact.id,
-        "source": artifact.model.get("source"),
-        "revision": artifact.model.get("revision"),
-        "version": __version__,
-    }
-    for path, image, parameters in zip(paths, result.images, result.parameters, strict=True):
-        save_png(image, path, parameters | made_by)
-    if json:
-        images = [{"path": str(p), **t} for p, t in zip(paths, result.parameters, strict=True)]
-        screen.print_json({"images": images, "timings": result.timings, "placement": result.placement})
-        return
-    for path, parameters in zip(paths, result.parameters, strict=True):
-        ran = screen.placements(result.placement)
-        print(f"{path}  seed {parameters['seed']}, {result.timings['total']:.2f} s, {ran}")
 
 
 def classify(
@@ -164,7 +80,7 @@ def classify(
     options = runtime_options(threads, prepack, arena, runtime_cache, hint, streams, precision, static, unsaid=many)
     with screen.progress() as report:
         artifact = artifact_of(model, revision, variant, token, offline, report)
-        _need(artifact, "classify", "classify")
+        need(artifact, ("classify",), "classify")
         eye = open_detector(detector) if faces else None
         opened = load(artifact, device, options=options, runtime=runtime, say=lambda s: screen.say(f"device: {s}"))
         pipeline = cast("ClassificationPipeline", opened)
@@ -224,8 +140,13 @@ def artifact_of(
     return artifact
 
 
-def _need(artifact: Artifact, task: str, command: str) -> None:
-    if task not in _tasks(artifact):
+def need(artifact: Artifact, tasks: Sequence[str], command: str) -> None:
+    """Refuse an artifact that can do none of `tasks`.
+
+    Raises:
+        UsageError: says the command that it is for.
+    """
+    if not set(tasks) & set(map(str, _tasks(artifact))):
         raise UsageError(f"{artifact.name} cannot {command}.", f"Use: vitrify {use(artifact)}.")
 
 

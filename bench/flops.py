@@ -56,7 +56,7 @@ def graph_flops(component: Component, sizes: Mapping[str, int]) -> int:
 def call_flops(artifact: Artifact, spec: Spec) -> int:
     """Operations of one call that `spec` describes, of an artifact in the format onnx.
 
-    A call of "text2img" is as `TextToImagePipeline.generate` makes it of one prompt that fits a chunk: the text
+    A call of "text2img" is as `DiffusionPipeline.generate` makes it of one prompt that fits a chunk: the text
     encoder for the prompt and, with guidance, the negative one; the UNet for each step that the scheduler takes, at
     twice the batch with guidance; the VAE decoder for each picture.
 

@@ -30,9 +30,9 @@ def plant() -> None:
     share = float(os.environ.get(SHARE) or 0)
     if share:
         from ..pipelines.classification import ClassificationPipeline
-        from ..pipelines.text_to_image import TextToImagePipeline
+        from ..pipelines.diffusion import DiffusionPipeline
 
-        TextToImagePipeline.generate = slowed(TextToImagePipeline.generate, share)  # type: ignore[method-assign]
+        DiffusionPipeline.generate = slowed(DiffusionPipeline.generate, share)  # type: ignore[method-assign]
         ClassificationPipeline.run = slowed(ClassificationPipeline.run, share)  # type: ignore[method-assign]
 
 

@@ -107,7 +107,8 @@ def steady(
     from .timing import Yardstick, lower_quartile, peak_gflops, time_calls
 
     sessions = {name: TimedSession(session) for name, session in pipeline.sessions.items()}
-    pipeline.sessions = sessions
+    for name, session in sessions.items():
+        pipeline.sessions[name] = session
 
     def lap() -> None:
         call()

@@ -143,6 +143,17 @@ def _refuse_existing(target: Path, replace: bool, marker: str) -> None:
         raise BadInput(f"{target} exists.", "Give --force to replace it, or another folder with -o.")
 
 
+def can_link(source: Path, folder: Path) -> bool:
+    """Whether `source` can be hard-linked into `folder`, found by trying."""
+    probe = folder / f".{uuid.uuid4().hex}"
+    try:
+        os.link(source.resolve(), probe)
+    except OSError:
+        return False
+    probe.unlink()
+    return True
+
+
 def link_or_copy(source: Path, target: Path) -> bool:
     """Hard-link `source` (its real file, not a link to it) as `target`, else copy. True when it was linked."""
     target.parent.mkdir(parents=True, exist_ok=True)

@@ -70,7 +70,16 @@ def read_header(path: Path) -> dict[str, TensorEntry]:
         DiskError: the disk failed while it was read.
     """
     size, header = _header_bytes(path)
-    return _entries(path, _parse(path, header), 8 + len(header), size)
+    return _entries(path, _parse(path, header)[0], 8 + len(header), size)
+
+
+def read_metadata(path: Path) -> dict[str, str]:
+    """What a file says of itself beside its tensors; empty where it says nothing.
+
+    Raises:
+        BadInput, DiskError: as `read_header`.
+    """
+    return _parse(path, _header_bytes(path)[1])[1]
 
 
 def _header_bytes(path: Path) -> tuple[int, bytes]:
@@ -127,7 +136,9 @@ def pickle_refusal(path: Path) -> BadInput:
     )
 
 
-def _parse(path: Path, header: bytes) -> dict[str, Any]:
+def _parse(path: Path, header: bytes) -> tuple[dict[str, Any], dict[str, str]]:
+    """The rows of the tensors, and the metadata."""
+
     def unique(pairs: list[tuple[str, Any]]) -> dict[str, Any]:
         found = dict(pairs)
         if len(found) != len(pairs):
@@ -146,7 +157,7 @@ def _parse(path: Path, header: bytes) -> dict[str, Any]:
         isinstance(metadata, dict) and all(isinstance(value, str) for value in metadata.values())
     ):
         raise BadInput(f"{path} has a broken header: __metadata__ is no map of strings.", AGAIN)
-    return parsed
+    return parsed, metadata or {}
 
 
 def _entries(path: Path, header: dict[str, Any], start: int, size: int) -> dict[str, TensorEntry]:

@@ -15,6 +15,7 @@ from ..core.progress import Event, Report, silent
 from ..core.tensors import Array
 from ..pipelines.images import expand, open_image
 from ..pipelines.load import load
+from ..pipelines.pictures_in import made_up
 from ..runtimes.base import Options, Session
 from ..runtimes.forwarding import ForwardingSession
 
@@ -110,8 +111,10 @@ def _from_prompts(
         return divmod(call, steps) in chosen
 
     with _recording(artifact, components, keep, count) as (pipeline, recorders):
+        height, width = pipeline.settings["size"]
+        start = made_up(pipeline.settings["tasks"], (height, width))
         for number, prompt in enumerate(prompts):
-            pipeline.generate(prompt, steps=steps, seed=number)
+            pipeline.generate(prompt, steps=steps, seed=number, width=width, height=height, **start)
         return _bounded(recorders, report)
 
 
@@ -142,8 +145,9 @@ def _recording(
 ) -> Any:
     pipeline = load(artifact, "cpu", options=Options())
     try:
-        recorders = {name: Recorder(pipeline.sessions[name], keep, count) for name in components}
-        pipeline.sessions = {**pipeline.sessions, **recorders}
+        sessions: Any = pipeline.sessions
+        recorders = {name: Recorder(sessions[name], keep, count) for name in components}
+        sessions.update(recorders)
         yield pipeline, recorders
     finally:
         pipeline.close()

@@ -8,6 +8,7 @@ their weights as they lie in the checkpoint.
 from __future__ import annotations
 
 import contextlib
+import inspect
 import logging
 import os
 import warnings
@@ -18,6 +19,7 @@ from typing import TYPE_CHECKING, Any
 from ..core.errors import BadInput
 from ..core.tensors import DType
 from .binding import COMPUTED
+from .doubles import doubles_to_floats
 from .libraries import library_that_failed
 from .spec import ComponentSpec
 
@@ -27,6 +29,7 @@ if TYPE_CHECKING:
 
 OPSET = 21
 PLACEHOLDER = "weights"  # location of an initializer whose checkpoint is not known yet
+_TINY = 1e-7  # onnxscript takes what is within 1e-8 of 0 for it
 _PREFIX = "module."  # the wrappers of runtimes/torch hold the library's module under this name
 
 
@@ -50,10 +53,12 @@ def graph_from_module(spec: ComponentSpec, config: dict[str, Any]) -> ir.Model:
                 shape = [example[d] if isinstance(d, str) else d for d in tensor.shape]
                 dtype = torch.int64 if tensor.dtype is DType.INT64 else torch.float32
                 arguments.append(torch.ones(shape, dtype=dtype) if shape else torch.ones((), dtype=dtype))
-        dynamic = tuple(
+        dynamic: tuple[Any, ...] = tuple(
             {i: torch.export.Dim.AUTO for i, d in enumerate(t.shape) if isinstance(d, str)}
             for t in spec.inputs(config).values()
         )
+        if _is_variadic(module):  # torch nests what is given to *tensors
+            dynamic = (dynamic,)
         try:
             with fake, _linears_as_gemm(), _plain_attention(), torch.no_grad():
                 program = torch.export.export(module, tuple(arguments), dynamic_shapes=dynamic, strict=False)
@@ -75,10 +80,11 @@ def graph_from_module(spec: ComponentSpec, config: dict[str, Any]) -> ir.Model:
             ) from exc
         assert exported is not None
         model: ir.Model = exported.model
-    parameters = {name for name, _ in module.named_parameters()}
+    parameters = {name for name, _ in module.named_parameters(remove_duplicate=False)}
     buffers = {name for name, _ in module.named_buffers()}
     persistent = {name for name in module.state_dict() if not COMPUTED.search(name)}
     _optimize(model, parameters | (buffers & persistent))
+    doubles_to_floats(model)
     _name_dims(model, spec, config)
     _forget_trace(model)
     for value in model.graph.initializers.values():
@@ -86,6 +92,12 @@ def graph_from_module(spec: ComponentSpec, config: dict[str, Any]) -> ir.Model:
             raise BadInput(f"{value.name} came out of the trace without a value.", "Report the model's config.json.")
     model.producer_name, model.producer_version = "vitrify", None
     return model
+
+
+def _is_variadic(module: torch.nn.Module) -> bool:
+    """Whether the module takes any number of tensors, as the wrapper of many modules does."""
+    parameters = inspect.signature(module.forward).parameters.values()
+    return any(p.kind is inspect.Parameter.VAR_POSITIONAL for p in parameters)
 
 
 def operators(model: ir.Model) -> Counter[str]:
@@ -108,8 +120,7 @@ def meta_module(spec: ComponentSpec, config: dict[str, Any]) -> torch.nn.Module:
 def _built(spec: ComponentSpec, config: dict[str, Any]) -> torch.nn.Module:
     from ..runtimes.torch.modules import KINDS, build
 
-    _, load_class = KINDS[spec.kind]
-    load_class()  # what its import raises says nothing about the config
+    KINDS[spec.kind].load_class(config)  # what its import raises says nothing about the config
     try:
         return build(spec.kind, config)
     except Exception as exc:  # the libraries raise whatever a config of theirs leads to
@@ -134,10 +145,13 @@ def _weightless(make: Any) -> tuple[torch.nn.Module, Any]:
     fake = FakeTensorMode(allow_non_fake_inputs=True, shape_env=ShapeEnv())
     persistent = {name for name in module.state_dict() if not COMPUTED.search(name)}
     with fake:
-        for name, parameter in list(module.named_parameters()):
+        made: dict[int, torch.nn.Parameter] = {}  # a parameter that is tied to another stays the same one
+        for name, parameter in list(module.named_parameters(remove_duplicate=False)):
             owner, leaf = _owner(module, name)
-            value = torch.empty(parameter.shape, dtype=torch.float32)
-            owner._parameters[leaf] = torch.nn.Parameter(value, requires_grad=False)
+            if id(parameter) not in made:
+                value = torch.empty(parameter.shape, dtype=torch.float32)
+                made[id(parameter)] = torch.nn.Parameter(value, requires_grad=False)
+            owner._parameters[leaf] = made[id(parameter)]
         for name, buffer in list(module.named_buffers()):
             if name in persistent:
                 owner, leaf = _owner(module, name)
@@ -188,8 +202,9 @@ def _plain_attention() -> Iterator[None]:
         scale: float | None = None,
         enable_gqa: bool = False,
     ) -> torch.Tensor:
-        if enable_gqa:
-            raise BadInput("Grouped-query attention is not supported yet.", "Use a model without it.")
+        if enable_gqa:  # several queries share a key and a value
+            times = query.shape[-3] // key.shape[-3]
+            key, value = _repeated(key, times), _repeated(value, times)
         factor = query.shape[-1] ** -0.5 if scale is None else scale
         scores = torch.matmul(query * factor, key.transpose(-1, -2))
         if is_causal:
@@ -208,12 +223,19 @@ def _plain_attention() -> Iterator[None]:
         F.scaled_dot_product_attention = library
 
 
+def _repeated(states: torch.Tensor, times: int) -> torch.Tensor:
+    """Each head `times` times: [..., heads, tokens, dim] -> [..., heads * times, tokens, dim]."""
+    wide = states.unsqueeze(-3).expand(*states.shape[:-2], times, *states.shape[-2:])
+    return wide.flatten(-4, -3)
+
+
 def _optimize(model: ir.Model, weights: set[str]) -> None:
     """Fold and simplify around the weights, which are graph inputs while the optimizer runs: it never sees data."""
     import onnx_ir as ir
     import onnxscript.optimizer
 
     graph = model.graph
+    tiny = _hide_tiny(graph)
     held = []
     for name in [n for n in graph.initializers if n in weights]:
         value = graph.initializers.pop(name)
@@ -221,7 +243,7 @@ def _optimize(model: ir.Model, weights: set[str]) -> None:
         graph.inputs.append(value)
         held.append(value)
     onnxscript.optimizer.optimize(model)
-    keep = [v for v in graph.inputs if v not in held]
+    keep = [v for v in graph.inputs if v not in held and v not in tiny]
     del graph.inputs[:]
     graph.inputs.extend(keep)
     for name in [n for n, v in graph.initializers.items() if not v.uses() and v not in graph.outputs]:
@@ -237,6 +259,34 @@ def _optimize(model: ir.Model, weights: set[str]) -> None:
             location=PLACEHOLDER, offset=0, length=0, dtype=value.dtype, shape=value.shape, name=name
         )
         graph.initializers[name] = value
+    for value, tensor in tiny.items():
+        if value.uses():
+            value.const_value = tensor
+            graph.initializers[str(value.name)] = value
+
+
+def _hide_tiny(graph: ir.Graph) -> dict[ir.Value, ir.TensorProtocol]:
+    """Make graph inputs of the constants that the optimizer would take for 0, and leave out where they are added.
+
+    They keep a division from being one by 0, as the 1e-15 of linear attention does.
+    """
+    import onnx_ir as ir
+
+    hidden: dict[ir.Value, ir.TensorProtocol] = {}
+    for node in [n for n in graph if n.op_type == "Constant"]:
+        old = node.outputs[0]
+        tensor = ir.convenience.get_const_tensor(old)
+        if tensor is None or tensor.size != 1 or not tensor.dtype.is_floating_point():
+            continue
+        if 0 < abs(float(tensor.numpy().item())) <= _TINY:
+            value = ir.Value(
+                name=f"{old.name}_tiny", shape=ir.Shape(tensor.shape.numpy()), type=ir.TensorType(tensor.dtype)
+            )
+            ir.convenience.replace_all_uses_with(old, value)
+            graph.remove(node)
+            graph.inputs.append(value)
+            hidden[value] = tensor
+    return hidden
 
 
 def _name_dims(model: ir.Model, spec: ComponentSpec, config: dict[str, Any]) -> None:

@@ -39,20 +39,28 @@ class Graph:
     note: str
 
 
+def shaping(spec: ComponentSpec, config: Config) -> Config:
+    """The entries of a config that a graph depends on."""
+    kept = {k: v for k, v in config.items() if k not in _IDLE}
+    # the end token decides which position a CLIP pools; sizes that only a resize would use do not enter a graph
+    ends = {k: config[k] for k in ("eos_token_id",) if spec.kind.startswith("clip_text") and k in config}
+    # positions that are computed are those of the size that the model was trained with, stretched
+    stretched = config.get("interpolation_scale") is not None
+    sizes = {k: config[k] for k in ("sample_size",) if stretched and k in config}
+    return kept | ends | sizes
+
+
 def graph_parts(spec: ComponentSpec, config: Config) -> dict[str, Any]:
     """What a graph depends on: the module and its config, its inputs and outputs, the opset and the exporters.
 
     Raises:
         MissingDependency: an exporter's library is not installed.
     """
-    kept = {k: v for k, v in config.items() if k not in _IDLE}
     specs = {**spec.inputs(config), **spec.outputs(config)}
-    # the end token decides which position a CLIP pools; sizes that only a resize would use do not enter a graph
-    ends = {k: config[k] for k in ("eos_token_id",) if spec.kind == "clip_text" and k in config}
     names = ("torch", "onnxscript", "onnx-ir", spec.library)
     return {
         "kind": spec.kind,
-        "config": kept | ends,
+        "config": shaping(spec, config),
         "tensors": {n: s.to_json(n) for n, s in specs.items()},
         "opset": OPSET,
         "form": FORM,

@@ -27,7 +27,7 @@ if TYPE_CHECKING:
 
 HUB_ID = re.compile(r"(?!.*(--|\.\.))[A-Za-z0-9][\w.-]*(/[A-Za-z0-9_][\w.-]*)?", re.ASCII)
 ID_LIMIT = 96  # the Hub's own
-FILE_ENDINGS = (".safetensors", ".json", ".git", *PICKLES, *OTHER_FRAMEWORKS)
+FILE_ENDINGS = (".safetensors", ".gguf", ".json", ".git", *PICKLES, *OTHER_FRAMEWORKS)
 
 WEIGHTED = re.compile(r"(text_encoder|unet|transformer|vae)(_\d+)?")
 PLAIN = re.compile(r"(tokenizer|scheduler)(_\d+)?")

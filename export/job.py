@@ -12,9 +12,10 @@ from typing import Any
 from ..core.artifact import NOT_RUN, Artifact, Component
 from ..core.cache import Cache
 from ..core.dtypes import NAMES
-from ..core.errors import BadInput, ProofFailed
+from ..core.errors import BadInput, ProofFailed, UsageError
+from ..core.machine import installed
 from ..core.progress import Event, Report, silent
-from ..core.publish import published
+from ..core.publish import can_link, published
 from ..core.registry import load_runtime
 from ..core.safetensors_header import TensorEntry
 from ..proof.evidence import Evidence, keep_pictures
@@ -29,7 +30,9 @@ from .libraries import export_libraries
 from .link import link_weights
 from .provenance import built_files, new_artifact
 from .reference import reference_artifact
-from .source import Source, SourceComponent, open_source
+from .single_file.source import open_single_file
+from .source import Source, SourceComponent, control_settings, open_source, with_residuals
+from .swap import entries_by_name, graph_from_artifact
 
 
 @dataclass(frozen=True)
@@ -47,16 +50,30 @@ def find_source(
     variant: str | None = None,
     token: str | None = None,
     offline: bool | None = None,
+    config: str | None = None,
+    prediction_type: str | None = None,
     report: Report = silent,
 ) -> Source:
-    """Open a folder, or fetch what is needed of a hub id and open that.
+    """Open a folder or a single checkpoint, or fetch what is needed of a hub id and open that.
+
+    Args:
+        config, prediction_type: of a single checkpoint, see `open_single_file`.
 
     Raises:
-        BadInput: see `open_source` and `fetch`.
+        BadInput: see `open_source`, `open_single_file` and `fetch`.
+        UsageError: an option of single checkpoints for another source.
     """
+    single = Path(given).is_file()
+    for option, value in (("--config", config), ("--prediction-type", prediction_type)):
+        if value is not None and not single:
+            raise UsageError(f"{option} is for single checkpoints, and {given} is none.", "Leave it out.")
     if not is_hub_id(given):
         if revision is not None:
             raise BadInput(f"{given} is a path; a revision belongs to a hub id.", "Leave --revision out.")
+        if single:
+            if variant is not None:
+                raise UsageError(f"{given} is a file; a variant is of a folder's files.", "Leave --variant out.")
+            return open_single_file(Path(given), given=given, config=config, prediction_type=prediction_type)
         return open_source(Path(given), given=given, variant=variant)
     return hub_source(given, revision=revision, variant=variant, token=token, offline=offline, report=report)
 
@@ -84,6 +101,8 @@ class ExportJob:
     """An export with its settings.
 
     verify: True proves the numbers always, False never, None where that needs less than 1 GB.
+    graphs: an artifact of the same architecture whose graphs are taken; None traces them or takes them from the cache.
+    control: its UNet shall take a ControlNet's residuals.
     """
 
     source: Source
@@ -92,6 +111,8 @@ class ExportJob:
     replace: bool = False
     report: Report = silent
     cache: Cache | None = None
+    graphs: Artifact | None = None
+    control: bool = False
 
     @export_libraries()
     def run(self) -> Exported:
@@ -102,7 +123,8 @@ class ExportJob:
             ProofFailed: the artifact would not compute what its source does; nothing was published.
             MissingDependency: the `export` or the `onnx` extra is not installed.
         """
-        load_runtime("onnx")  # every new graph is proved on it, after minutes of tracing
+        if self.graphs is None:
+            load_runtime("onnx")  # every new graph is proved on it, after minutes of tracing
         try:
             return self._run(self.cache or Cache())
         except ProofFailed as exc:
@@ -110,8 +132,13 @@ class ExportJob:
 
     def _run(self, cache: Cache) -> Exported:
         hashes = FileHashes()
+        if self.control:
+            self.source = with_residuals(self.source)
         with published(self.target, replace=self.replace) as root:
             pipeline, notes = write_layout(self.source, root)
+            notes = [*self.source.notes, *notes]
+            if self.control:
+                pipeline |= {"control": control_settings(self.source)}
             components: dict[str, Component] = {}
             for number, part in enumerate(self.source.components):
                 self.report(Event(f"export {part.spec.name}", number, len(self.source.components), "components"))
@@ -128,11 +155,19 @@ class ExportJob:
         import onnx_ir as ir
 
         spec = part.spec
-        graph = graph_for(spec, part.config, cache, self.report)
+        if self.graphs is None:
+            graph = graph_for(spec, part.config, cache, self.report)
+        else:
+            graph = graph_from_artifact(self.graphs, spec, part.config)
         notes.append(f"{spec.name}: {graph.note}")
         side = Path(tempfile.mkdtemp(prefix=".side-", dir=root))
         try:
-            entries = entries_for(spec, part.config, graph.key, part.checkpoint, cache, side)
+            tensors = part.tensors(side, self._alone(part, side, notes))
+            entries = None
+            if self.graphs is not None:
+                entries = entries_by_name(self.graphs, spec, graph.model, tensors)
+            if entries is None:
+                entries = entries_for(spec, part.config, graph.key, tensors, cache, side)
             weights, copied = link_weights(graph.model, entries, root, spec.name if spec.folder else "")
         finally:
             shutil.rmtree(side, ignore_errors=True)
@@ -151,12 +186,20 @@ class ExportJob:
         self.report(Event(f"hash {spec.name}", note=f"{spec.name}: {graph.note}"))
         return prove_weights(component, moved(entries, component), hashes)
 
+    def _alone(self, part: SourceComponent, side: Path, notes: list[str]) -> bool:
+        """Whether a single checkpoint cannot be linked, so that a component's tensors are copied out of it."""
+        if part.file is None or can_link(part.file, side):
+            return False
+        notes.append(f"{part.spec.name}: its tensors are copied out of {part.file.name}, which this disk cannot link")
+        return True
+
     def _artifact(self, root: Path, pipeline: Mapping[str, Any], components: Mapping[str, Component]) -> Artifact:
         model = {
             "source": self.source.given,
             "architecture": self.source.architecture,
             "revision": self.source.revision,
             "variant": self.source.variant,
+            **self.source.settings,
         }
         inputs = [*built_files(components), pipeline]
         return new_artifact(root, components, inputs, self._command(), model=model, pipeline=pipeline)
@@ -164,13 +207,19 @@ class ExportJob:
     def _command(self) -> list[str]:
         """The command line that makes this artifact again; a hub id at the commit that it was."""
         words = ["vitrify", "export", self.source.given]
-        for option, value in (("--revision", self.source.revision), ("--variant", self.source.variant)):
-            words += [option, value] if value else []
+        said = {"revision": self.source.revision, "variant": self.source.variant, **self.source.settings}
+        for option, value in said.items():
+            words += [f"--{option.replace('_', '-')}", value] if value else []
+        words += [] if self.graphs is None else ["--graph-from", str(self.graphs.root)]
+        words += ["--control"] if self.control else []
         words += [] if self.verify is None else ["--verify" if self.verify else "--no-verify"]
         return words
 
     def _numeric(self, artifact: Artifact, notes: list[str]) -> Artifact:
         need = memory_needed(self.source)
+        if self.verify is None and self.graphs is not None and installed("torch") is None:
+            notes.append("numeric proof not run (torch is not installed); `vitrify verify` runs it")
+            return artifact
         if self.verify is False or (self.verify is None and need > NUMERIC_LIMIT):
             why = f"needs about {need / 1e9:.1f} GB" if self.verify is None else "not asked for"
             notes.append(f"numeric proof not run ({why}); `vitrify verify` runs it")
@@ -201,16 +250,39 @@ def export_model(
     token: str | None = None,
     verify: bool | None = None,
     replace: bool = False,
+    config: str | Path | None = None,
+    prediction_type: str | None = None,
+    graph_from: str | Path | None = None,
+    control: bool = False,
     report: Report = silent,
 ) -> Artifact:
-    """Export a diffusers or transformers folder or a hub id to the folder `target`.
+    """Export a diffusers or transformers folder, a single checkpoint or a hub id to the folder `target`.
 
     Args:
+        config, prediction_type: of a single checkpoint, see `open_single_file`.
+        graph_from: an artifact of the same architecture, whose graphs are taken instead of traced.
+        control: its UNet shall take a ControlNet's residuals.
         verify: prove the numbers against PyTorch; None: where that needs less than 1 GB.
         replace: an artifact that lies there may be replaced.
 
     Raises:
         VitrifyError: one of its kinds; nothing half-written is left.
     """
-    found = find_source(str(source), revision=revision, variant=variant, token=token, report=report)
-    return ExportJob(found, Path(target), verify, replace, report).run().artifact
+    graphs = None if graph_from is None else Artifact.load(Path(graph_from))
+    found = find_source(
+        str(source),
+        revision=revision,
+        variant=variant,
+        token=token,
+        config=configs_from(str(source), config, graph_from),
+        prediction_type=prediction_type,
+        report=report,
+    )
+    return ExportJob(found, Path(target), verify, replace, report, graphs=graphs, control=control).run().artifact
+
+
+def configs_from(source: str, config: str | Path | None, graph_from: str | Path | None) -> str | None:
+    """Where a single checkpoint's configs come from: where nobody said, from the artifact that has the graphs."""
+    if config is None and graph_from is not None and Path(source).is_file():
+        return str(graph_from)
+    return None if config is None else str(config)

@@ -38,7 +38,8 @@ def artifact_for(
         VitrifyError: it is neither, cannot be exported, or is larger than the cache.
     """
     folder = Path(given)
-    plain = (folder / "model_index.json").is_file() or (folder / "config.json").is_file()
+    # a file is a single checkpoint
+    plain = folder.is_file() or any((folder / name).is_file() for name in ("model_index.json", "config.json"))
     if folder.exists() and (is_artifact(folder) or is_foreign(folder) or not plain):
         return open_artifact(folder)
     if not folder.exists() and not is_hub_id(given):

@@ -3,15 +3,15 @@
 from __future__ import annotations
 
 import re
-from collections.abc import Mapping
-from dataclasses import dataclass
+from collections.abc import Callable, Mapping
+from dataclasses import dataclass, field, replace
 from pathlib import Path
 from typing import Any
 
-from ..core.errors import BadInput
+from ..core.errors import BadInput, UsageError
 from ..core.json_file import read_json_object
 from ..core.safetensors_header import TensorEntry, open_checkpoint
-from .families import classifier, pipelines
+from .families import classifier, controlnet, pipelines
 from .spec import ComponentSpec
 
 PREPROCESSOR = "preprocessor_config.json"
@@ -19,13 +19,28 @@ PREPROCESSOR = "preprocessor_config.json"
 
 @dataclass(frozen=True)
 class SourceComponent:
-    """A component of the source: its spec, its config.json and where each of its checkpoint's tensors lies."""
+    """A component of the source: its spec, its config.json and where each of its checkpoint's tensors lies.
+
+    convert: of a checkpoint in another layout, its tensors as the module has them; given the arguments of `tensors`.
+    file: the single checkpoint that holds the component.
+    """
 
     spec: ComponentSpec
     config: dict[str, Any]
     config_path: Path
     checkpoint: dict[str, TensorEntry]
     variant: str | None
+    convert: Callable[[Path, bool], Mapping[str, TensorEntry]] | None = None
+    file: Path | None = None
+
+    def tensors(self, side: Path, alone: bool = False) -> Mapping[str, TensorEntry]:
+        """Every tensor under the name that the component's library saves it as.
+
+        Args:
+            side: a folder for what has to be copied; made only when it is needed.
+            alone: copy a single checkpoint's tensors too that could be referred to, where it cannot be linked.
+        """
+        return self.checkpoint if self.convert is None else self.convert(side, alone)
 
 
 @dataclass(frozen=True)
@@ -34,6 +49,8 @@ class Source:
 
     given: as the user named it. family: sd or image-classification. index: model_index.json or config.json.
     revision: the commit, of a hub id. variant: of the weights, None for the plain ones.
+    file: the single checkpoint that it was read from, if it was one. settings: what the user said of it, by option.
+    notes: what of it is copied, left out or taken for granted, one line each.
     """
 
     folder: Path
@@ -44,6 +61,9 @@ class Source:
     components: tuple[SourceComponent, ...]
     revision: str | None = None
     variant: str | None = None
+    file: Path | None = None
+    settings: Mapping[str, str] = field(default_factory=dict)
+    notes: tuple[str, ...] = ()
 
     @property
     def name(self) -> str:
@@ -51,6 +71,7 @@ class Source:
         dots and dashes."""
         path = Path(self.given)
         last = path.resolve().name if path.exists() else self.given.rstrip("/").split("/")[-1]
+        last = path.stem if self.file is not None else last
         return re.sub(r"[^\w.-]+", "-", last).strip(".-") or "model"
 
 
@@ -93,11 +114,34 @@ def describe_source(folder: Path, given: str) -> Described:
         if (folder / root).is_file():
             index = read_json_object(folder / root)
             check_supported(given, root, index)
-            return (_pipeline if root == "model_index.json" else _classifier)(folder, given, index)
+            if root == "model_index.json":
+                return _pipeline(folder, given, index)
+            return (_controlnet if controlnet.is_controlnet(index) else _classifier)(folder, given, index)
     raise BadInput(
         f"{given} holds neither model_index.json nor config.json.",
         "Give the folder of a diffusers or transformers model, as save_pretrained writes it.",
     )
+
+
+def with_residuals(source: Source) -> Source:
+    """The source, its UNet with the residuals of a ControlNet as further inputs.
+
+    Raises:
+        UsageError: it has no UNet.
+    """
+    if not any(part.spec.name == "unet" for part in source.components):
+        raise UsageError(f"{source.given} has no UNet, so it takes no ControlNet.", "Leave --control out.")
+    changed = (
+        replace(part, spec=controlnet.with_control(part.spec)) if part.spec.name == "unet" else part
+        for part in source.components
+    )
+    return replace(source, components=tuple(changed))
+
+
+def control_settings(source: Source) -> dict[str, Any]:
+    """What the manifest says of a source whose UNet takes residuals."""
+    config = next(part.config for part in source.components if part.spec.name == "unet")
+    return {"residuals": len(controlnet.residual_shapes(config))}
 
 
 def check_supported(given: str, root: str, index: Mapping[str, Any]) -> None:
@@ -116,6 +160,9 @@ def check_supported(given: str, root: str, index: Mapping[str, Any]) -> None:
                 f"{given} is a {name}, which is not supported.", f"Supported: {', '.join(pipelines.PIPELINES)}."
             )
         return
+    if controlnet.is_controlnet(index):
+        controlnet.check_controlnet(given, index)
+        return
     names = index.get("architectures") or []
     fits = any(str(n).endswith("ForImageClassification") for n in names)
     if index.get("model_type") not in classifier.MODEL_TYPES or not fits:
@@ -128,10 +175,17 @@ def check_supported(given: str, root: str, index: Mapping[str, Any]) -> None:
 
 def _pipeline(folder: Path, given: str, index: dict[str, Any]) -> Described:
     name = str(index["_class_name"])
-    family, specs = pipelines.PIPELINES[name]
-    parts = tuple(_part(folder, spec) for spec in specs)
-    pipelines.CHECKS[family](given, {spec.name: config for spec, config, _ in parts})
+    family, specs = pipelines.components_of(index)
+    parts = tuple(_part(folder, spec) for spec in specs if not (spec.optional and _is_left_out(index, spec.folder)))
+    if family in pipelines.CHECKS:
+        pipelines.CHECKS[family](given, {spec.name: config for spec, config, _ in parts})
     return Described(family, name, index, parts)
+
+
+def _is_left_out(index: Mapping[str, Any], component: str) -> bool:
+    """Whether a pipeline was saved without one of its components."""
+    value = index.get(component)
+    return value is None or not any(value)
 
 
 def _classifier(folder: Path, given: str, index: dict[str, Any]) -> Described:
@@ -142,6 +196,11 @@ def _classifier(folder: Path, given: str, index: dict[str, Any]) -> Described:
         )
     parts = tuple(_part(folder, spec) for spec in classifier.CLASSIFIER)
     return Described("image-classification", str(next(iter(index["architectures"]))), index, parts)
+
+
+def _controlnet(folder: Path, given: str, index: dict[str, Any]) -> Described:
+    parts = tuple(_part(folder, spec) for spec in controlnet.CONTROLNET)
+    return Described("controlnet", str(index["_class_name"]), index, parts)
 
 
 def _part(folder: Path, spec: ComponentSpec) -> tuple[ComponentSpec, dict[str, Any], Path]:

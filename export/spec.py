@@ -39,6 +39,8 @@ class ComponentSpec:
     narrow: Callable[[Config], Config]
     # the parameters that this component does not use, by prefix, such as the decoder's in a VAE encoder
     unused: tuple[str, ...] = ()
+    # a pipeline may come without it
+    optional: bool = False
     # for each input that is not normal noise, the whole numbers (low, high) that a proof draws it from
     samples: Callable[[Config], dict[str, list[int]]] | None = None
 

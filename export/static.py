@@ -118,7 +118,9 @@ def _float_model(component: Component, recipe: Recipe, scratch: Path) -> tuple[o
 
 
 def _stays(node: ir.Node, recipe: Recipe, layers: set[str]) -> bool:
-    """Whether a product stays in float."""
+    """Whether a product stays in float, or a sum."""
+    if node.op_type == "Add":  # what a ControlNet gives is zeros while it is recorded, and no range for what it will be
+        return any(value is not None and value.is_graph_input() for value in node.inputs)
     if node.op_type not in ("Gemm", "Conv", "MatMul"):
         return False
     if node.op_type != "Conv" and recipe.name == "int8-hybrid":

@@ -6,6 +6,7 @@ import tempfile
 from collections.abc import Mapping
 from dataclasses import dataclass, field, replace
 from pathlib import Path
+from typing import Any
 
 from ..core.artifact import Artifact, is_artifact
 from ..core.cache import Cache, key_of
@@ -23,6 +24,7 @@ from .graphs import graph_parts
 from .job import find_source, hub_source
 from .libraries import export_libraries
 from .reference import reference_artifact
+from .single_file.source import SINGLE_FILES
 from .source import Source
 
 AGAINST = "give --against a source or an artifact"
@@ -124,7 +126,10 @@ def _verify(
         variant = variant or artifact.model.get("variant")
         source = _own_source(artifact, revision or commit, variant, token, offline, report)
     else:
-        source = find_source(named, revision=revision, variant=variant, token=token, offline=offline, report=report)
+        said = _said(artifact) if folder.is_file() else {}
+        source = find_source(
+            named, revision=revision, variant=variant, token=token, offline=offline, report=report, **said
+        )
     ours = is_artifact(artifact.root)
     if ours:
         artifact = _trace(artifact, source, report)
@@ -159,15 +164,21 @@ def _own_source(
                 f"{exc.fix} Or {AGAINST}.",
             ) from exc
     folder = Path(named)
-    if not named or not folder.is_dir():
-        what = f"The artifact names the source {named!r}, but there is no folder {folder.absolute()}."
+    if not named or not folder.exists():
+        kind = "file" if folder.suffix in SINGLE_FILES else "folder"
+        what = f"The artifact names the source {named!r}, but there is no {kind} {folder.absolute()}."
         fix = f"Run it in the folder where {named!r} is, or {AGAINST}."
         if folder.is_absolute():
             fix = f"{AGAINST.capitalize()}."
         if not named:
             what, fix = "The artifact names no source.", f"{AGAINST.capitalize()}."
         raise BadInput(what, fix)
-    return find_source(named, revision=revision, variant=variant, report=report)
+    return find_source(named, revision=revision, variant=variant, report=report, **_said(artifact))
+
+
+def _said(artifact: Artifact) -> dict[str, Any]:
+    """What was said of the single checkpoint that an artifact was exported from."""
+    return {name: artifact.model[name] for name in ("config", "prediction_type") if artifact.model.get(name)}
 
 
 def _trace(artifact: Artifact, source: Source, report: Report) -> Artifact:
@@ -185,6 +196,7 @@ def _trace(artifact: Artifact, source: Source, report: Report) -> Artifact:
             part = parts[name]
             report(Event(f"trace weights of {name}"))
             key = key_of(graph_parts(part.spec, part.config))
-            entries = entries_for(part.spec, part.config, key, part.checkpoint, cache, Path(side) / name)
+            folder = Path(side) / name
+            entries = entries_for(part.spec, part.config, key, part.tensors(folder), cache, folder)
             components[name] = prove_weights(component, entries, hashes)
     return replace(artifact, components=components)

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import math
+import re
 from collections import Counter
 from collections.abc import Mapping
 from pathlib import Path, PurePosixPath
@@ -16,12 +17,14 @@ from ..core.json_file import read_json_object
 from ..core.registry import load_runtime, runtime_for
 from ..core.tensors import TensorSpec
 from ..runtimes.initializers import external_initializers, initializers
-from .settings import classifier_settings, sd_settings
+from .families import FAMILIES, family_of_class, pipeline_settings
+from .settings import classifier_settings
 
 _GRAPHS = {"onnx": "model.onnx", "openvino": "openvino_model.xml"}
 """Format -> the name of each of its graphs; of a folder with both the first is opened."""
 
-_SD = ("text_encoder", "unet", "vae_decoder", "vae_encoder")
+_INDEX = "model_index.json"
+_OPTIMUM = re.compile(r"^(ORT|OV)(?=[A-Z])")  # how Optimum and Optimum Intel call their forms of diffusers' classes
 _AGAIN = "Copy the whole folder again."
 _FLOATS = {"float32": "fp32", "float16": "fp16", "bfloat16": "bf16"}  # dtype -> recipe, where all is of one
 # TensorProto.DataType, and an IR's element types, that weights are stored in
@@ -37,7 +40,8 @@ def is_foreign(root: Path) -> bool:
 
 def _format(root: Path) -> str | None:
     for format, graph in _GRAPHS.items():
-        if (root / "unet" / graph).is_file() or ((root / graph).is_file() and (root / "config.json").is_file()):
+        denoisers = any((root / kind.denoiser / graph).is_file() for kind in FAMILIES.values())
+        if denoisers or ((root / graph).is_file() and (root / "config.json").is_file()):
             return format
     return None
 
@@ -54,18 +58,19 @@ def foreign_artifact(root: Path) -> Artifact:
     if format is None:
         raise BadArtifact(f"{root} holds no graph that is known.", f"Graphs are {', '.join(_GRAPHS.values())}.")
     graph = _GRAPHS[format]
-    if (root / "unet" / graph).is_file():
-        names = [n for n in _SD if (root / n / graph).is_file()]
-        vae = next((n for n in ("vae_decoder", "vae") if (root / n / "config.json").is_file()), "vae_decoder")
-        settings = sd_settings(
-            _json(root / "unet/config.json"),
-            _json(root / vae / "config.json"),
-            _json(root / "scheduler/scheduler_config.json"),
-        )
-        architecture = str(_json(root / "model_index.json").get("_class_name", "StableDiffusionPipeline"))
+    if (root / _INDEX).is_file():
+        index = _json(root / _INDEX)
+        architecture = str(index.get("_class_name"))
+        family = family_of_class(_OPTIMUM.sub("", architecture))
+        if family is None:
+            raise BadInput(f"{root} is a {architecture}, which is not supported.", f"Supported: {', '.join(FAMILIES)}.")
+        kind = FAMILIES[family]
+        names = [n for n in (*kind.required, *kind.optional) if (root / n / graph).is_file()]
+        settings = pipeline_settings(family, _configs(root), _json(root / "scheduler/scheduler_config.json"), index)
         graphs = {n: f"{n}/{graph}" for n in names}
-        kept = {p.name for p in (root / "tokenizer").glob("*")} if (root / "tokenizer").is_dir() else set()
-        settings["files"] = {"tokenizer": f"tokenizer/{'tokenizer.json' if 'tokenizer.json' in kept else 'vocab.json'}"}
+        for folder in sorted(p for p in root.glob("tokenizer*") if p.is_dir()):
+            whole = (folder / "tokenizer.json").is_file()
+            settings["files"][folder.name] = f"{folder.name}/{'tokenizer.json' if whole else 'vocab.json'}"
     else:
         config = _json(root / "config.json")
         settings = classifier_settings(config, _json(root / "preprocessor_config.json"))
@@ -82,6 +87,14 @@ def foreign_artifact(root: Path) -> Artifact:
     )
     artifact.verify()
     return artifact
+
+
+def _configs(root: Path) -> dict[str, dict[str, Any]]:
+    """Folder of a component -> its config; the VAE's lies beside its decoder."""
+    found = {p.parent.name: _json(p) for p in sorted(root.glob("*/config.json"))}
+    if "vae" not in found and "vae_decoder" in found:
+        found["vae"] = found["vae_decoder"]
+    return found
 
 
 def _component(name: str, format: str, path: str, root: Path) -> Component:

@@ -2,25 +2,22 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Mapping, Sequence
-from dataclasses import dataclass
+from collections.abc import Callable, Mapping
+from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any, Protocol
 
-from ..core.artifact import Artifact, Component, is_artifact
-from ..core.device import Device
-from ..core.errors import BadArtifact, BadInput, DeviceError, RuntimeFailure
-from ..core.registry import load_runtime, runtime_for
-from ..runtimes.base import Options, Probe, Session
+from ..core.artifact import Artifact, is_artifact
+from ..core.errors import BadArtifact, BadInput
+from ..core.machine import free_at_once, resident
+from ..runtimes.base import Options, Session
+from .budget import Budget, session_bytes
 from .classification import ClassificationPipeline
+from .control import ControlNet
+from .diffusion import DiffusionPipeline
+from .families import FAMILIES as DIFFUSION
 from .foreign import foreign_artifact, is_foreign
-from .text_to_image import TextToImagePipeline
-
-# The best first, then any other, then the CPU. A device that a library merely lists may still fail to open, and then
-# the reason is told.
-_PREFERENCE = ("cuda", "rocm", "directml", "coreml", "xpu", "gpu")
-_LAST = "cpu"
-_CHOOSERS = ("auto", "hetero")  # no devices: they choose one themselves, which only a user may leave to them
+from .opening import open_components
 
 
 class Pipeline(Protocol):
@@ -46,15 +43,17 @@ class Build(Protocol):
 
 @dataclass(frozen=True)
 class Family:
-    """A pipeline class and the components that it opens."""
+    """A pipeline class and the components that it opens: at once, and those of `optional` when they are needed."""
 
     build: Build
     components: tuple[str, ...]
+    optional: tuple[str, ...] = ()
 
 
 FAMILIES: dict[str, Family] = {
-    "sd": Family(TextToImagePipeline, ("text_encoder", "unet", "vae_decoder")),
+    **{n: Family(DiffusionPipeline, k.required, k.optional) for n, k in DIFFUSION.items()},
     "image-classification": Family(ClassificationPipeline, ("model",)),
+    "controlnet": Family(ControlNet, ("controlnet",)),
 }
 
 
@@ -114,6 +113,7 @@ def load(
     *,
     options: Options | None = None,
     runtime: str | None = None,
+    memory: int | None = None,
     say: Callable[[str], None] | None = None,
 ) -> Pipeline:
     """Open an artifact's pipeline.
@@ -123,6 +123,8 @@ def load(
         options: threads, prepacking, arena, cache, ...
         runtime: a name such as "onnx": that runtime runs every component or it is an error. None: for each component
             the first that opens its format.
+        memory: bytes that the process may hold, about: components are then opened in turn and closed again, the VAE
+            works in tiles, and guidance in two calls. None: no bound.
         say: is told, in one line, which device was chosen and why.
 
     Returns:
@@ -134,83 +136,19 @@ def load(
         VitrifyError: the artifact, the device or the runtime cannot be used.
     """
     artifact = path if isinstance(path, Artifact) else open_artifact(path)
-    opened_by = [(c, runtime_for(c.format, runtime)) for c in _needed(artifact)]
+    family = family_of(artifact)
+    known = [artifact.components[n] for n in (*family.components, *family.optional) if n in artifact.components]
     options = options or Options()
-    if device is not None:
-        sessions = _open_all(opened_by, Device.parse(device), options)
-    else:
-        sessions, reason = _best(opened_by, options)
-        if say is not None:
-            say(reason)
+    at_once, budget = family.components, None
+    if memory is not None:
+        at_once, options = (), replace(options, arena=False)  # an arena keeps what a component that was closed held
+        free_at_once()
+        budget = Budget(memory, resident(), {c.name: session_bytes(c) for c in known})
+        for name in family.components:
+            budget.check(name)
+    sessions = open_components(known, at_once, device, options=options, runtime=runtime, budget=budget, say=say)
     try:
         return pipeline_of(artifact, sessions)
     except BaseException:
-        for session in sessions.values():
-            session.close()
+        sessions.close()
         raise
-
-
-def _needed(artifact: Artifact) -> list[Component]:
-    return [artifact.components[name] for name in family_of(artifact).components]
-
-
-def _open_all(components: Sequence[tuple[Component, str]], device: Device, options: Options) -> dict[str, Session]:
-    """Each component opened by the runtime of this name; all of them, or none stays open."""
-    opened: dict[str, Session] = {}
-    try:
-        for component, runtime in components:
-            opened[component.name] = load_runtime(runtime).open(component, device, options)
-    except BaseException:
-        for session in opened.values():
-            session.close()
-        raise
-    return opened
-
-
-def _best(components: Sequence[tuple[Component, str]], options: Options) -> tuple[dict[str, Session], str]:
-    """Sessions on the best device that every component's runtime has and that opens; and why it was chosen."""
-    probes: list[Probe] = [load_runtime(name).probe() for name in dict.fromkeys(name for _, name in components)]
-    ranked = _devices(probes)
-    if not ranked:
-        problems = [(f"{p.runtime}: {p.problem}", p.fix) for p in probes if p.problem]
-        names = " and ".join(p.runtime for p in probes)
-        why = " ".join(what for what, _ in problems) or "They have none in common." * (len(probes) > 1)
-        fix = problems[0][1] if problems else "Run `vitrify doctor`."
-        raise DeviceError(f"No device is usable with {names}. {why}".strip(), fix)
-    failed: list[str] = []
-    for device in ranked:
-        try:
-            sessions = _open_all(components, device, options)
-        except (DeviceError, RuntimeFailure) as exc:  # no such card, no memory left on it, no kernel for it
-            if device == ranked[-1]:
-                raise
-            failed.append(f"{device} did not open: {exc.what}")
-            continue
-        names = " and ".join(f"{p.runtime} {p.version}" for p in probes)
-        why = "; ".join(failed) or ("the best device there" if len(ranked) > 1 else "the only device there")
-        return sessions, f"{device} with {names} ({why})"
-    raise AssertionError("the last device opens or raises")
-
-
-def _devices(probes: Sequence[Probe]) -> list[Device]:
-    """The devices that every runtime has, the best first.
-
-    One runtime lists "cuda" and another "cuda:0": a device without a number stands for any of its kind.
-    """
-    parsed = [[Device.parse(name) for name in probe.devices] for probe in probes]
-    listed = [[device for device in devices if device.kind not in _CHOOSERS] for devices in parsed]
-
-    def has(devices: Sequence[Device], wanted: Device) -> bool:
-        numbers = [d.index for d in devices if d.kind == wanted.kind]
-        return bool(numbers) and (wanted.index is None or wanted.index in numbers or None in numbers)
-
-    common = dict.fromkeys(d for devices in listed for d in devices if all(has(other, d) for other in listed))
-    numbered = {d.kind for d in common if d.index is not None}
-    apart = [d for d in common if d.index is not None or d.kind not in numbered]  # not "cuda" and "cuda:0" both
-
-    def rank(device: Device) -> int:
-        if device.kind == _LAST:
-            return len(_PREFERENCE) + 1
-        return _PREFERENCE.index(device.kind) if device.kind in _PREFERENCE else len(_PREFERENCE)
-
-    return sorted(apart, key=rank)

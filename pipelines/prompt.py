@@ -6,8 +6,9 @@ plain prompt are those that diffusers' StableDiffusionPipeline makes with transf
 
 from __future__ import annotations
 
+import json
 import re
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
@@ -115,6 +116,7 @@ class PromptTokenizer:
         self._tokenizer.no_truncation()  # a tokenizer.json may carry both
         self._tokenizer.no_padding()
         self.max_length, self.bos, self.eos, self.pad = max_length, bos, eos, pad
+        self._words: dict[int, tuple[int, ...]] = {}  # id of a word of `with_words` -> the ids that it stands for
         self.room = max_length - (1 if bos is None else 2)
         if self.room < 1:
             raise BadInput(
@@ -177,12 +179,45 @@ class PromptTokenizer:
                 chunks.append([])
                 continue
             for token in self._tokenizer.encode(text, add_special_tokens=False).ids:
-                if len(chunks[-1]) == self.room:
+                ids = self._words.get(token, (token,))
+                # the ids that a word stands for stay together where they can
+                if len(chunks[-1]) + (len(ids) if len(ids) <= self.room else 1) > self.room:
                     chunks.append([])
-                chunks[-1].append((token, weight))
+                for one in ids:
+                    if len(chunks[-1]) == self.room:
+                        chunks.append([])
+                    chunks[-1].append((one, weight))
         if len(chunks) > 1 and not chunks[-1]:
             chunks.pop()
         return self._framed(chunks)
+
+    @property
+    def json(self) -> dict[str, Any]:
+        """The tokenizer.json."""
+        return dict(json.loads(self._tokenizer.to_str()))
+
+    def with_words(self, words: Mapping[str, Sequence[int]]) -> PromptTokenizer:
+        """The same tokenizer with new words, each of which becomes these ids; this one stays as it is.
+
+        A word that begins and ends with a letter or digit is found where it stands alone, any other within others too.
+        Case counts as little as in the rest of a prompt.
+
+        Raises:
+            BadInput: the vocabulary has such a word already.
+        """
+        from tokenizers import AddedToken, Tokenizer
+
+        copy = Tokenizer.from_str(self._tokenizer.to_str())
+        made = PromptTokenizer(copy, self.max_length, self.bos, self.eos, self.pad)
+        made._words |= self._words
+        for word, ids in words.items():
+            known = (word, word.lower(), f"{word.lower()}</w>")  # CLIP marks the end of a word so
+            if not word.strip() or any(copy.token_to_id(one) is not None for one in known):
+                raise BadInput(f"The vocabulary has the word {word!r} already.", "Give another word for it.")
+            alone = bool(re.fullmatch(r"\w(.*\w)?", word, re.DOTALL))
+            copy.add_tokens([AddedToken(word, single_word=alone, normalized=True)])
+            made._words[int(copy.token_to_id(word) or 0)] = tuple(ids)  # it was just added
+        return made
 
     def _framed(self, chunks: list[list[tuple[int, float]]]) -> PromptTokens:
         ids = np.full((len(chunks), self.max_length), self.pad, np.int64)
@@ -204,18 +239,19 @@ class PromptTokenizer:
 def pad_chunks(a: PromptTokens, b: PromptTokens, tokenizer: PromptTokenizer) -> tuple[PromptTokens, PromptTokens]:
     """Both prompts with as many chunks as the longer one; the empty prompt's chunk fills the shorter."""
     chunks = max(len(a.ids), len(b.ids))
+    return fill_chunks(a, chunks, tokenizer), fill_chunks(b, chunks, tokenizer)
+
+
+def fill_chunks(tokens: PromptTokens, chunks: int, tokenizer: PromptTokenizer) -> PromptTokens:
+    """The prompt with at least `chunks` chunks, those that it lacks being the empty prompt's."""
+    missing = chunks - len(tokens.ids)
+    if missing <= 0:
+        return tokens
     empty = tokenizer.encode("", weights=False)
-
-    def padded(tokens: PromptTokens) -> PromptTokens:
-        missing = chunks - len(tokens.ids)
-        if not missing:
-            return tokens
-        return PromptTokens(
-            np.concatenate([tokens.ids, np.repeat(empty.ids, missing, axis=0)]),
-            np.concatenate([tokens.weights, np.repeat(empty.weights, missing, axis=0)]),
-        )
-
-    return padded(a), padded(b)
+    return PromptTokens(
+        np.concatenate([tokens.ids, np.repeat(empty.ids, missing, axis=0)]),
+        np.concatenate([tokens.weights, np.repeat(empty.weights, missing, axis=0)]),
+    )
 
 
 def apply_weights(hidden: npt.NDArray[np.float32], weights: npt.NDArray[np.float32]) -> npt.NDArray[np.float32]:

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterator, Mapping
+from collections.abc import Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from typing import Any
 
@@ -15,7 +15,7 @@ STAND_IN = "ddim"  # draws in place of a scheduler that we do not have; it takes
 
 
 @contextmanager
-def _complete(of: str) -> Iterator[None]:
+def complete(of: str) -> Iterator[None]:
     """Translate what a config that lacks an entry, or has one of another kind, leads to."""
     try:
         yield
@@ -26,35 +26,54 @@ def _complete(of: str) -> Iterator[None]:
         ) from exc
 
 
-@_complete("pipeline")
-def sd_settings(unet: Config, vae: Config, scheduler: Config) -> dict[str, Any]:
-    """The settings of a Stable Diffusion pipeline.
+def diffusion_settings(
+    vae: Config,
+    scheduler: Config,
+    *,
+    side: int | Sequence[int],
+    multiple: int,
+    denoiser: int,
+    tokenizers: Sequence[str] = ("tokenizer",),
+) -> dict[str, Any]:
+    """What the pipelines of all diffusion families must know.
 
     A scheduler that we cannot run is kept where another one can stand in for it: then a request has to name one.
 
+    Args:
+        vae: the autoencoder's config.json. scheduler: scheduler_config.json.
+        side: of the latents that the model was trained with, or (height, width).
+        multiple: what the latents' sides must be divisible by.
+        denoiser: channels that the denoiser takes; more than the VAE's where it also sees a mask.
+        tokenizers: their folders, the first being the main one.
+
     Raises:
-        BadInput: the scheduler's class or options are not supported, or a config lacks something.
+        BadInput: the scheduler's class or options are not supported.
     """
     scheduler_from_config(scheduler, STAND_IN if is_exchangeable(scheduler) else None)
-    scale = 2 ** (len(vae["block_out_channels"]) - 1)
-    side = unet.get("sample_size") or 64
+    scale, channels = vae_scale(vae), int(vae["latent_channels"])
     height, width = (side, side) if isinstance(side, int) else side
+    files: dict[str, str] = {}
+    for name in tokenizers:
+        files |= {name: f"{name}/tokenizer.json", f"{name}_config": f"{name}/tokenizer_config.json"}
     return {
-        "family": "sd",
-        "tasks": ["text2img"],
+        "tasks": ["inpaint"] if denoiser == 2 * channels + 1 else ["text2img", "img2img", "inpaint"],
         "scheduler": {k: v for k, v in scheduler.items() if k != "_diffusers_version"},
-        "latents": {
-            "channels": int(vae["latent_channels"]),
-            "scale": scale,
-            "multiple": 2 ** (len(unet["block_out_channels"]) - 1),
-        },
+        "latents": {"channels": channels, "scale": scale, "multiple": multiple, "denoiser": denoiser},
         "vae": {
             "scaling_factor": float(vae.get("scaling_factor") or 0.18215),
             "shift_factor": float(vae.get("shift_factor") or 0.0),
         },
         "size": [int(height) * scale, int(width) * scale],
-        "files": {"tokenizer": "tokenizer/tokenizer.json", "tokenizer_config": "tokenizer/tokenizer_config.json"},
+        "files": files,
     }
+
+
+def vae_scale(vae: Config) -> int:
+    """Pixels per latent pixel along one side, of an autoencoder of any of the kinds that diffusers has."""
+    channels = vae.get("block_out_channels") or vae.get("encoder_block_out_channels")
+    if not channels:
+        raise KeyError("block_out_channels")
+    return int(2 ** (len(channels) - 1))
 
 
 def is_exchangeable(scheduler: Config) -> bool:
@@ -62,7 +81,7 @@ def is_exchangeable(scheduler: Config) -> bool:
     return scheduler.get("_class_name") in EXCHANGEABLE_CLASSES
 
 
-@_complete("classifier")
+@complete("classifier")
 def classifier_settings(config: Config, preprocessor: Config) -> dict[str, Any]:
     """The settings of an image classifier. function: softmax; sigmoid for several labels at once or a single one.
 

@@ -7,7 +7,7 @@ import os
 import sys
 import threading
 from collections.abc import Iterator, Mapping, Sequence
-from contextlib import ExitStack, contextmanager
+from contextlib import contextmanager
 from dataclasses import replace
 from typing import Any
 
@@ -17,6 +17,7 @@ from ..core.errors import BadInput, NotFinite, ProofFailed
 from ..core.machine import LIBRARIES, describe_host, versions_of
 from ..core.progress import Event, Report, silent
 from ..core.registry import load_runtime, runtime_for
+from ..pipelines.components import Components, Opener
 from ..pipelines.load import family_of, pipeline_of
 from ..quant.recipes import RECIPES, recipe
 from ..runtimes.base import Options, Session
@@ -72,11 +73,13 @@ def prove_numbers(
                 except ProofFailed:
                     components[name] = _marked(components[name])
                     raise
-            report(Event("compare pipelines"))
             sides = (lambda: _pipeline(artifact, reference)), (lambda: _pipeline(artifact, artifact))
+            whole: dict[str, Any] = {}
             if "classify" in artifact.pipeline["tasks"]:
+                report(Event("compare pipelines"))
                 whole = compare_labels(*sides, tolerance, report, seen)
-            else:
+            elif "control" not in artifact.pipeline["tasks"]:  # a ControlNet alone draws nothing
+                report(Event("compare pipelines"))
                 whole = compare_images(*sides, tolerance, report, measures, seen)
     except (ProofFailed, NotFinite) as exc:
         kept |= {k: NOT_RUN for k in ("images", "labels") if k in kept}
@@ -160,12 +163,18 @@ def open_component(component: Component) -> Session:
 @contextmanager
 def _pipeline(artifact: Artifact, one: Artifact) -> Iterator[Any]:
     """The components of `one` with the artifact's settings and tokenizer: what is compared is what they compute."""
-    with ExitStack() as stack:
-        sessions: dict[str, Session] = {}
-        for name in family_of(artifact).components:
-            sessions[name] = open_component(one.components[name])
-            stack.callback(sessions[name].close)
+    family = family_of(artifact)
+    names = [n for n in (*family.components, *family.optional) if n in artifact.components]
+
+    def opener(name: str) -> Opener:
+        return lambda changed: open_component(one.components[name])
+
+    # opened when they are asked for: what nothing here uses costs no memory
+    sessions = Components({name: opener(name) for name in names})
+    try:
         yield pipeline_of(artifact, sessions)
+    finally:
+        sessions.close()
 
 
 @contextmanager

@@ -15,6 +15,8 @@ from PIL import Image
 from ..core.errors import BadInput, ProofFailed
 from ..core.progress import Event, Report
 from ..core.tensors import Array
+from ..pipelines.pictures_in import made_up
+from ..pipelines.schedulers import stand_in_name
 from ..pipelines.settings import STAND_IN, is_exchangeable
 from ..quant.recipes import Recipe
 from .evidence import Evidence, Pair
@@ -160,7 +162,8 @@ def _draw(pipeline: Any, tolerance: Tolerance) -> list[_Drawn]:
     latents = pipeline.settings["latents"]
     unit = int(latents["scale"]) * max(8, int(latents.get("multiple", 1)))
     own = pipeline.settings["size"]
-    scheduler = stand_in(pipeline.settings["scheduler"]) if tolerance.exact else STAND_IN
+    config = pipeline.settings["scheduler"]
+    scheduler = stand_in(config) if tolerance.exact else stand_in_name(config)
     drawn = []
     for seed, prompt in enumerate(PROMPTS[: tolerance.prompts]):
         height, width = ((unit, 2 * unit), (2 * unit, unit))[seed % 2] if tolerance.exact else own
@@ -174,6 +177,7 @@ def _draw(pipeline: Any, tolerance: Tolerance) -> list[_Drawn]:
             seed=seed,
             scheduler=scheduler,
             on_step=lambda step, seen=seen: seen.append(np.array(step.latents)),
+            **made_up(pipeline.settings["tasks"], (height, width)),
         )
         picture = np.asarray(result.images[0])
         if (picture == picture[0, 0]).all():

@@ -40,9 +40,13 @@ class FileHashes:
         return self._known[self._key(path)][0]
 
     def tensor(self, path: Path, offset: int, length: int) -> str | None:
-        """The hash of these bytes where they are exactly one tensor of the file, else None."""
+        """The hash of these bytes where they are one tensor of the file or lie in one, else None."""
         self.add([path])
-        return self._known[self._key(path)][1].get((offset, length))
+        tensors = self._known[self._key(path)][1]
+        found = tensors.get((offset, length))
+        if found is None and any(o <= offset and offset + length <= o + n for o, n in tensors):
+            found = tensors[offset, length] = _hash_range(path, offset, length)
+        return found
 
     @staticmethod
     def _key(path: Path) -> tuple[int, ...]:
@@ -73,6 +77,20 @@ def _hash(path: Path) -> tuple[str, dict[tuple[int, int], str]]:
         while block := stream.read(_BLOCK):
             whole.update(block)
     return whole.hexdigest(), tensors
+
+
+def _hash_range(path: Path, offset: int, length: int) -> str:
+    """Of rows of a tensor, such as the query's part of a fused weight."""
+    digest = hashlib.sha256()
+    with path.open("rb") as stream:
+        stream.seek(offset)
+        while length:
+            block = stream.read(min(length, _BLOCK))
+            if not block:
+                raise ProofFailed(f"{path} became shorter while it was read.", "Leave the file alone, run it again.")
+            digest.update(block)
+            length -= len(block)
+    return digest.hexdigest()
 
 
 def prove_weights(component: Component, expected: Mapping[str, TensorEntry], hashes: FileHashes) -> Component:

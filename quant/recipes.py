@@ -75,7 +75,7 @@ class Recipe:
 
 
 # a VAE loses most and its weights are few; its encoder's float16 gives black images elsewhere
-_MAIN = ("unet", "transformer", "text_encoder", "text_encoder_2", "text_encoder_3", "model")
+_MAIN = ("unet", "transformer", "text_encoder", "text_encoder_2", "text_encoder_3", "model", "controlnet")
 _DENOISERS = ("unet", "transformer", "model")
 
 RECIPES = {

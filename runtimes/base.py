@@ -9,6 +9,7 @@ from typing import Any, Protocol
 from ..core.artifact import Component
 from ..core.device import Device
 from ..core.tensors import Array, TensorSpec
+from .low_rank import Override
 
 
 @dataclass(frozen=True)
@@ -92,5 +93,5 @@ class Runtime(Protocol):
         component: Component,
         device: Device,
         options: Options,
-        overrides: Mapping[str, Array] | None = None,
+        overrides: Mapping[str, Override] | None = None,
     ) -> Session: ...

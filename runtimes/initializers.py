@@ -7,6 +7,7 @@ Runtime refuses a wrong one without naming it. Only five fields of the protobuf 
 from __future__ import annotations
 
 import mmap
+import re
 from collections.abc import Iterator, Mapping
 from dataclasses import dataclass
 from pathlib import Path, PurePosixPath
@@ -17,23 +18,26 @@ from ..core.artifact import Component
 from ..core.dtypes import ONNX_TYPES
 from ..core.errors import BadArtifact, BadInput
 from ..core.tensors import Array
+from .low_rank import no_weight, wrong_shape
 
 # Field numbers of onnx.proto.
 _MODEL_GRAPH, _GRAPH_INITIALIZER = 7, 5
 _TENSOR_DIMS, _TENSOR_TYPE, _TENSOR_NAME, _TENSOR_EXTERNAL, _TENSOR_LOCATION = 1, 2, 8, 13, 14
 _ENTRY_KEY, _ENTRY_VALUE = 1, 2
 _EXTERNAL = 1
-BFLOAT16 = 16  # TensorProto.DataType
+_RENAMED = re.compile(r"q_output_(.+)_\d+")  # what NNCF calls a weight that it rounds
+FLOAT, BFLOAT16 = 1, 16  # TensorProto.DataType
 _VARINT, _FIXED64, _BYTES, _FIXED32 = 0, 1, 2, 5  # wire types
 
 
 @dataclass(frozen=True)
 class Initializer:
-    """type: the number of its TensorProto.DataType. location: the file of its values, if not the graph."""
+    """type: the number of its TensorProto.DataType. location, offset: of its values, if they are not in the graph."""
 
     type: int
     shape: tuple[int, ...]
     location: str
+    offset: int = 0
 
     @property
     def external(self) -> bool:
@@ -80,36 +84,36 @@ def check_listed(component: Component) -> None:
             )
 
 
-def stored_like(graph: Path, overrides: Mapping[str, Array]) -> dict[str, tuple[int, Array]]:
-    """Changed weights as the graph stores them: name -> (type, values; bfloat16 as the uint16 of its bits).
+def state_name(initializer: str) -> str:
+    """The name in the state dict of what a graph calls an initializer."""
+    renamed = _RENAMED.fullmatch(initializer)
+    return renamed[1] if renamed else initializer
+
+
+def stored_like(graph: str, known: Mapping[str, Initializer], name: str, value: Array) -> tuple[int, Array]:
+    """A changed weight as the graph stores it: (type, values; bfloat16 as the uint16 of its bits).
 
     Values are rounded to the stored type, as a checkpoint that was merged and saved would be.
 
+    Args:
+        graph: its name. known: of `external_initializers`.
+
     Raises:
         BadInput: a name that the graph has no external weight for, another shape, or a type that cannot be replaced.
-        BadArtifact: the graph does not load.
     """
-    known = external_initializers(graph)
-    ready: dict[str, tuple[int, Array]] = {}
-    for name, value in overrides.items():
-        stored = known.get(name)
-        if stored is None:
-            raise BadInput(f"Override {name}: {graph.name} has no such weight.", "Check its name in the state dict.")
-        if value.shape != stored.shape:
-            raise BadInput(
-                f"Override {name} has shape {list(value.shape)}, expected {list(stored.shape)}.",
-                "Give the whole changed weight, in the model's own shape.",
-            )
-        if stored.type == BFLOAT16:
-            ready[name] = BFLOAT16, bfloat16_bits(value)
-        elif (kind := ONNX_TYPES.get(stored.type, "")).startswith("float"):
-            ready[name] = stored.type, np.asarray(value, dtype=kind, order="C")
-        else:
-            raise BadInput(
-                f"Override {name}: the graph stores it in ONNX type {stored.type}, which is not replaced by name.",
-                "Use the artifact in float32, float16 or bfloat16.",
-            )
-    return ready
+    stored = known.get(name)
+    if stored is None:
+        raise no_weight(name, graph)
+    if value.shape != stored.shape:
+        raise wrong_shape(name, value.shape, stored.shape)
+    if stored.type == BFLOAT16:
+        return BFLOAT16, bfloat16_bits(value)
+    if (kind := ONNX_TYPES.get(stored.type, "")).startswith("float"):
+        return stored.type, np.asarray(value, dtype=kind, order="C")
+    raise BadInput(
+        f"Override {name}: the graph stores it in ONNX type {stored.type}, which is not replaced by name.",
+        "Use the artifact in float32, float16 or bfloat16.",
+    )
 
 
 def bfloat16_bits(value: Array) -> Array:
@@ -122,7 +126,8 @@ def bfloat16_bits(value: Array) -> Array:
 
 
 def _tensor(data: mmap.mmap, at: int, end: int) -> dict[str, Initializer]:
-    name, kind, external, location, dims = "", 0, 0, "", list[int]()
+    name, kind, external, dims = "", 0, 0, list[int]()
+    told: dict[str, str] = {}
     for number, start, stop in _fields(data, at, end):
         if number == _TENSOR_NAME:
             name = data[start:stop].decode()
@@ -132,12 +137,14 @@ def _tensor(data: mmap.mmap, at: int, end: int) -> dict[str, Initializer]:
             external, _ = _varint(data, start)
         elif number == _TENSOR_EXTERNAL:
             entry = {n: data[a:b].decode() for n, a, b in _fields(data, start, stop)}
-            location = entry.get(_ENTRY_VALUE, "") if entry.get(_ENTRY_KEY) == "location" else location
+            told[entry.get(_ENTRY_KEY, "")] = entry.get(_ENTRY_VALUE, "")
         elif number == _TENSOR_DIMS:  # one number, or several packed: both are varints up to `stop`
             while start < stop:
                 dim, start = _varint(data, start)
                 dims.append(dim)
-    return {name: Initializer(kind, tuple(dims), location if external == _EXTERNAL else "")}
+    outside = told if external == _EXTERNAL else {}
+    location, offset = outside.get("location", ""), int(outside.get("offset", 0))
+    return {name: Initializer(kind, tuple(dims), location, offset)}
 
 
 def _fields(data: mmap.mmap, at: int, end: int) -> Iterator[tuple[int, int, int]]:

@@ -19,7 +19,9 @@ from ..core.device import Device
 from ..core.errors import BadArtifact, BadInput, DeviceError, RuntimeFailure, UsageError, VitrifyError
 from ..core.tensors import Array, DType, TensorSpec, check_tensors
 from .base import Options, Placement, Probe
-from .initializers import BFLOAT16, check_listed, stored_like
+from .initializers import BFLOAT16, FLOAT, check_listed, external_initializers, stored_like
+from .low_rank import LowRank, Override
+from .ort_branches import with_branches
 
 PROVIDERS = {
     "cpu": "CPUExecutionProvider",
@@ -133,7 +135,7 @@ class OrtRuntime:
         component: Component,
         device: Device,
         options: Options,
-        overrides: Mapping[str, Array] | None = None,
+        overrides: Mapping[str, Override] | None = None,
     ) -> OrtSession:
         """Open `component` on `device`.
 
@@ -141,6 +143,7 @@ class OrtRuntime:
             DeviceError: the device is not one of ONNX Runtime's here, or the session would run elsewhere.
             BadArtifact: the graph or its weights do not load.
             BadInput: an override has no weight of its name and shape.
+            MissingDependency: a branch needs onnx, which is not installed.
         """
         computed = str(component.precision.get("activations", "float32"))
         if options.precision not in (None, computed):
@@ -161,11 +164,11 @@ class OrtRuntime:
         level = str(component.precision.get("accuracy_level", 0))
         settings.add_session_config_entry("session.qdq_matmulnbits_accuracy_level", level)
         check_listed(component)
-        held = _override(settings, component, overrides or {})
+        branched, held = _override(settings, component, overrides or {})
         with _translated(component, device):
-            graph = self._cached(component) if options.cache and not overrides else component.graph_path
+            plain = self._cached(component) if options.cache and not overrides else component.graph_path
             # without enable_fallback=0 the library prints a line and retries on the CPU, here and in each run
-            session = ort.InferenceSession(str(graph), settings, providers=[provider], enable_fallback=0)
+            session = ort.InferenceSession(branched or str(plain), settings, providers=[provider], enable_fallback=0)
         del held
         ran = session.get_providers()
         if ran[0] != provider[0]:
@@ -265,19 +268,38 @@ def _spec(graph: Path, value: Any) -> TensorSpec:
     return TensorSpec(DType(name), tuple(shape))
 
 
-def _override(settings: ort.SessionOptions, component: Component, overrides: Mapping[str, Array]) -> list[Any]:
-    """Replace external initializers by name; what is returned must live until the session is open."""
+def _override(
+    settings: ort.SessionOptions, component: Component, overrides: Mapping[str, Override]
+) -> tuple[bytes | None, list[Any]]:
+    """Replace external initializers by name, and put branches beside the layers of those that cannot be.
+
+    Returns:
+        The graph where it was edited; and what must live until the session is open.
+    """
     if not overrides:
-        return []
-    arrays = stored_like(component.graph_path, overrides)
+        return None, []
+    known = external_initializers(component.graph_path)
+    stored: dict[str, tuple[int, Array]] = {}
+    branches: dict[str, LowRank] = {}
+    for name, value in overrides.items():  # one at a time: each may be computed when it is asked for
+        if isinstance(value, LowRank):
+            branches[name] = value
+        else:
+            stored[name] = stored_like(component.graph_path.name, known, name, value)
+    graph = None
+    if branches:
+        graph, added = with_branches(component.graph_path, branches)
+        stored |= {name: (FLOAT, value) for name, value in added.items()}
+        folder = str(component.graph_path.parent)
+        settings.add_session_config_entry("session.model_external_initializers_file_folder_path", folder)
     values = [
         ort.OrtValue.ortvalue_from_numpy_with_onnx_type(array, kind)
         if kind == BFLOAT16
         else ort.OrtValue.ortvalue_from_numpy(array)
-        for kind, array in arrays.values()
+        for kind, array in stored.values()
     ]
-    settings.add_external_initializers(list(arrays), values)
-    return [arrays, values]
+    settings.add_external_initializers(list(stored), values)
+    return graph, [stored, values]
 
 
 RUNTIME = OrtRuntime()

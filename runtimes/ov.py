@@ -20,6 +20,7 @@ from ..core.device import Device
 from ..core.errors import DeviceError, RuntimeFailure, UsageError
 from ..core.tensors import Array, TensorSpec, check_tensors
 from .base import Options, Placement, Probe
+from .low_rank import Override
 from .ov_cache import COMPILED, Compiler, Sizes
 from .ov_model import VERSION, describe, load, ports, precision_of, translated
 
@@ -151,7 +152,7 @@ class OpenVinoRuntime:
         component: Component,
         device: Device,
         options: Options,
-        overrides: Mapping[str, Array] | None = None,
+        overrides: Mapping[str, Override] | None = None,
     ) -> OvSession:
         """Open `component` on `device`.
 

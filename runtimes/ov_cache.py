@@ -6,7 +6,6 @@ version. OpenVINO's own cache folder is not used: it can serve old weights under
 
 from __future__ import annotations
 
-import hashlib
 import threading
 from collections.abc import Mapping
 from typing import Any
@@ -18,7 +17,7 @@ from ..core.artifact import Component, WeightFile, hash_file, identity
 from ..core.cache import Cache, key_of
 from ..core.device import Device
 from ..core.errors import BadArtifact
-from ..core.tensors import Array
+from .low_rank import Override, fingerprint
 from .ov_model import LIBRARY, ports, read, translated
 
 KIND = "openvino"
@@ -58,7 +57,7 @@ class Compiler:
         device: Device,
         target: str,
         settings: Mapping[str, Any],
-        overrides: Mapping[str, Array],
+        overrides: Mapping[str, Override],
     ) -> None:
         self.cached, self.compiled = "off", 0
         self._core, self._component, self._device, self._target = core, component, device, target
@@ -94,10 +93,7 @@ class Compiler:
             raise BadArtifact(what, "Copy the whole folder again or export again.") from exc
         # a model is exported as the processor or the driver wants it
         device = [self._core.get_property(self._target, p) for p in ("FULL_DEVICE_NAME", "OPTIMIZATION_CAPABILITIES")]
-        changed = {
-            n: [v.dtype.name, v.shape, hashlib.sha256(np.ascontiguousarray(v).data).hexdigest()]
-            for n, v in self._overrides.items()
-        }
+        changed = {name: fingerprint(value) for name, value in self._overrides.items()}
         self._key = [_FORM, ov.__version__, device, self._target, self._settings, graph, weights, changed]
         self._cache = cache
 

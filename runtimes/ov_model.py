@@ -16,6 +16,8 @@ from ..core.device import Device
 from ..core.errors import BadArtifact, BadInput, DeviceError, RuntimeFailure, VitrifyError
 from ..core.tensors import Array, DType, TensorSpec
 from .initializers import bfloat16_bits, check_listed, external_initializers
+from .low_rank import LowRank, Override, no_weight, wrong_shape
+from .ov_branches import add_branches
 
 VERSION = ov.__version__.split("-")[0]
 _TYPES = {
@@ -89,7 +91,7 @@ def _words(exc: BaseException) -> str:
     return " ".join(said or lines or [type(exc).__name__])[:300]
 
 
-def read(core: ov.Core, component: Component, overrides: Mapping[str, Array]) -> ov.Model:
+def read(core: ov.Core, component: Component, overrides: Mapping[str, Override]) -> ov.Model:
     """The component's graph over its weights, which stay mapped from their files.
 
     Raises:
@@ -192,8 +194,12 @@ def _name(port: ov.Output) -> str:
     return str(own if own in names or not names else names[0])
 
 
-def _replace(component: Component, model: ov.Model, overrides: Mapping[str, Array], weights: set[str] | None) -> None:
-    """Put changed weights in their Constants' places, rounded to the stored type. The arrays are copied.
+def _replace(
+    component: Component, model: ov.Model, overrides: Mapping[str, Override], weights: set[str] | None
+) -> None:
+    """Put changed weights in their Constants' places, rounded to the stored type, and branches beside their layers.
+
+    The arrays are copied.
 
     weights: the names that may be changed, where a graph says which of its Constants are weights.
     """
@@ -203,25 +209,31 @@ def _replace(component: Component, model: ov.Model, overrides: Mapping[str, Arra
         name = node.get_friendly_name()
         if name in overrides and node.get_type_name() == "Constant" and (weights is None or name in weights):
             nodes[name] = node
-    for name, value in overrides.items():
-        node = nodes.get(name)
-        if node is None:
-            raise BadInput(f"Override {name}: {graph} has no such weight.", "Check its name in the state dict.")
-        shape, kept = list(node.get_output_shape(0)), node.get_output_element_type(0)
-        if list(value.shape) != shape:
-            raise BadInput(
-                f"Override {name} has shape {list(value.shape)}, expected {shape}.",
-                "Give the whole changed weight, in the model's own shape.",
-            )
-        if kept.get_type_name() not in _FLOATS:
-            raise BadInput(
-                f"Override {name}: the graph stores it as {kept.get_type_name()}, which is not replaced by name.",
-                "Use the artifact in float32, float16 or bfloat16.",
-            )
-        changed = opset13.constant(_rounded(value, kept.get_type_name()), dtype=kept)
-        changed.set_friendly_name(name)
-        for target in node.output(0).get_target_inputs():
-            target.replace_source_output(changed.output(0))
+    branches: dict[str, LowRank] = {}
+    for name, value in overrides.items():  # one at a time: each may be computed when it is asked for
+        if isinstance(value, LowRank):
+            branches[name] = value
+            continue
+        if name not in nodes:
+            raise no_weight(name, graph)
+        _replace_constant(nodes[name], name, value)
+    if branches:
+        add_branches(graph, model, branches)
+
+
+def _replace_constant(node: ov.Node, name: str, value: Array) -> None:
+    shape, kept = list(node.get_output_shape(0)), node.get_output_element_type(0)
+    if list(value.shape) != shape:
+        raise wrong_shape(name, value.shape, shape)
+    if kept.get_type_name() not in _FLOATS:
+        raise BadInput(
+            f"Override {name}: the graph stores it as {kept.get_type_name()}, which is not replaced by name.",
+            "Use the artifact in float32, float16 or bfloat16.",
+        )
+    changed = opset13.constant(_rounded(value, kept.get_type_name()), dtype=kept)
+    changed.set_friendly_name(name)
+    for target in node.output(0).get_target_inputs():
+        target.replace_source_output(changed.output(0))
 
 
 def _rounded(value: Array, kept: str) -> Array:

@@ -19,10 +19,11 @@ import numpy as np
 
 from ..core.artifact import Component
 from ..core.device import Device
-from ..core.errors import BadArtifact, BadInput, DeviceError, RuntimeFailure
+from ..core.errors import BadArtifact, BadInput, DeviceError, RuntimeFailure, UsageError
 from ..core.tensors import Array, DType, TensorSpec, check_tensors
 from .base import Options, Placement, Probe
 from .cuda import Gpu, Workspace, find_gpus
+from .low_rank import Override
 
 # DataType's members -> our names; INT4, FP8 and FP4 never are a tensor at the boundary
 DTYPES = {
@@ -161,20 +162,20 @@ class TrtRuntime:
         component: Component,
         device: Device,
         options: Options,
-        overrides: Mapping[str, Array] | None = None,
+        overrides: Mapping[str, Override] | None = None,
     ) -> TrtSession:
         """Load a plan onto a GPU.
 
         Raises:
-            BadInput: weights were to be changed; a plan has none by name.
+            UsageError: weights were to be changed; a plan has none by name.
             DeviceError: the device is no NVIDIA GPU, there is none, or the plan was built for another GPU, version or
                 system.
             BadArtifact: the plan is damaged, or is not what the manifest says.
         """
         if overrides:
-            raise BadInput(
+            raise UsageError(
                 f"{component.name} is a plan, whose weights cannot be changed.",
-                "Compile the artifact with the LoRA, or run the artifact that it was compiled from.",
+                "Run the artifact that it was compiled from.",
             )
         self._check_build(component)
         gpu = self._gpu(component, device)

@@ -19,7 +19,8 @@ from pydantic import BaseModel, ConfigDict, Field
 from .. import __version__
 from ..core.errors import VitrifyError
 from ..core.machine import memory
-from .a1111_text import SAMPLERS, SCHEDULES, infotext, label_of, not_done, sampler, settings_in, with_text
+from ..pipelines.schedulers import SCHEDULERS
+from .a1111_text import SCHEDULES, infotext, label_of, not_done, sampler, settings_in, with_text
 from .catalogue import ModelInfo
 from .errors import BadField, UnknownModel, Unsupported
 from .fields import drawer, read, to_draw
@@ -192,11 +193,13 @@ def router(gate: Gate) -> APIRouter:
     @routes.get("/samplers")
     async def samplers(http: Request) -> list[dict[str, Any]]:
         gate.client(http)
-        return [{"name": label, "aliases": [ours, *more], "options": {}} for ours, (label, more) in SAMPLERS.items()]
+        return [
+            {"name": row.label, "aliases": [ours, *row.others], "options": {}} for ours, row in SCHEDULERS.items()
+        ]  # fmt: skip
 
     @routes.get("/schedulers")
     async def schedulers(http: Request) -> list[dict[str, Any]]:
-        """Of noise; Karras is there for DPM++ 2M."""
+        """Of noise; Karras is there for most of the samplers."""
         gate.client(http)
         common = {"aliases": None, "default_rho": -1, "need_inner_model": False}
         return [{"name": name, "label": label, **common} for name, label in SCHEDULES.items()]

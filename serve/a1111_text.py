@@ -8,25 +8,15 @@ import zlib
 from collections.abc import Mapping, Sequence
 from typing import Any
 
+from ..core.errors import BadInput
+from ..pipelines.schedulers import SCHEDULERS, scheduler_name, with_karras
 from .errors import BadField
 
-# our scheduler -> the web UI's name of it, and others by which clients ask for it
-SAMPLERS: dict[str, tuple[str, tuple[str, ...]]] = {
-    "euler_a": ("Euler a", ("k_euler_a", "k_euler_ancestral")),
-    "euler": ("Euler", ("k_euler",)),
-    "dpmpp_2m": ("DPM++ 2M", ("k_dpmpp_2m",)),
-    "dpmpp_2m_karras": ("DPM++ 2M Karras", ("k_dpmpp_2m_ka",)),
-    "ddim": ("DDIM", ()),
-    "unipc": ("UniPC", ()),
-    "lcm": ("LCM", ("k_lcm",)),
-    "pndm": ("PLMS", ()),
-}
 SCHEDULES = {"automatic": "Automatic", "karras": "Karras"}
 """Of noise; the web UI has them apart from the samplers since its version 1.9."""
 
-_BY_NAME = {
-    name.lower(): ours for ours, (label, others) in SAMPLERS.items() for name in (ours, label, *others)
-}  # fmt: skip
+_ETA: dict[str, float] = {"ddim": 0, "euler_a": 1, "dpm2_a": 1, "dpmpp_sde": 1, "dpmpp_2m_sde": 1}
+"""What each sampler that the web UI gives an eta is run with; at any noise levels."""
 _SHOWN = 10_000  # characters of a settings line that are read
 _HEADER = 8 + 4 + 4 + 13 + 4  # bytes of a PNG's signature and first chunk
 
@@ -37,20 +27,21 @@ def sampler(name: str | None, schedule: str | None) -> tuple[str | None, bool]:
     Raises:
         BadField: there is no sampler of this name.
     """
-    ours = None
-    if name:
-        ours = _BY_NAME.get(name.strip().lower())
-        if ours is None:
-            known = ", ".join(label for label, _ in SAMPLERS.values())
-            raise BadField(f"There is no sampler {name!r}.", f"Choose one of: {known}.", "sampler_name")
+    try:
+        ours = scheduler_name(name) if name else None
+    except BadInput as exc:
+        known = ", ".join(row.label for row in SCHEDULERS.values())
+        raise BadField(f"There is no sampler {name!r}.", f"Choose one of: {known}.", "sampler_name") from exc
     asked = (schedule or "automatic").strip().lower()
-    if asked == "karras" and ours in ("dpmpp_2m", "dpmpp_2m_karras"):
-        return "dpmpp_2m_karras", True
+    if asked == "karras" and ours is not None:
+        karras = with_karras(ours)
+        return karras, karras.endswith("_karras")
     return ours, asked == "automatic"
 
 
 def label_of(ours: str) -> str:
-    return SAMPLERS[ours][0] if ours in SAMPLERS else ours
+    """The web UI's name of one of our schedulers."""
+    return SCHEDULERS[ours].label if ours in SCHEDULERS else ours
 
 
 def infotext(drawn: Mapping[str, Any], model: str, digest: str, version: str) -> str:
@@ -147,7 +138,7 @@ def not_done(extra: Mapping[str, Any], ours: str) -> list[str]:
     names: list[str] = []
     for name, value in extra.items():
         if name == "eta":
-            if value is not None and value != {"ddim": 0, "euler_a": 1}.get(ours, value):
+            if value is not None and value != _ETA.get(ours.removesuffix("_karras"), value):
                 names.append(name)
         elif name == "alwayson_scripts" and isinstance(value, Mapping):
             names += [f"{name}.{script}" for script, given in value.items() if _args(given)]

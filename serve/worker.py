@@ -207,7 +207,7 @@ class Worker:
         lengths: dict[int, list[int]] = {}
         for number, task in enumerate(tasks):
             assert isinstance(task.request, GenerateRequest)
-            lengths.setdefault(len(pipeline.tokenizer.encode(task.request.prompt).ids), []).append(number)
+            lengths.setdefault(pipeline.family.chunks(task.request.prompt), []).append(number)
         found: dict[int, Result] = {}
         for numbers in lengths.values():
             drawing = Drawing(pipeline, [tasks[number] for number in numbers], self)

@@ -93,6 +93,16 @@ def _exported(source: Path, target: Path) -> Path:
     return target
 
 
+@pytest.fixture
+def cell(record_property: Callable[[str, object], None]) -> Callable[[str, str, str], None]:
+    """cell(family, task, runtime): what a test compares, for the README's table (tests/feature_table.py)."""
+
+    def note(family: str, task: str, runtime: str) -> None:
+        record_property("cell", f"{family}/{task}/{runtime}")
+
+    return note
+
+
 @dataclass(frozen=True)
 class Ran:
     """A command that ended."""

@@ -13,7 +13,7 @@ from .plan import STEPS, LoadPlan
 if TYPE_CHECKING:
     from ...core.artifact import Artifact
     from ...pipelines.classification import ClassificationPipeline
-    from ...pipelines.text_to_image import TextToImagePipeline
+    from ...pipelines.diffusion import DiffusionPipeline
 
 
 class Answering(Protocol):
@@ -50,7 +50,7 @@ class Labels:
 class Pictures:
     """A pipeline that draws. Samples: a prompt and its seed; an answer: uint8 [height, width, 3], as its bytes."""
 
-    def __init__(self, pipeline: TextToImagePipeline, most: int, steps: int) -> None:
+    def __init__(self, pipeline: DiffusionPipeline, most: int, steps: int) -> None:
         self.most = most
         self._pipeline, self._steps = pipeline, steps
         self.facts: dict[str, Any] = {
@@ -103,4 +103,4 @@ def open_pipeline(plan: LoadPlan, artifact: Artifact, labels: bool, most: int) -
     said = chosen[0] if chosen else str(plan.device)
     if labels:
         return Labels(cast("ClassificationPipeline", pipeline), most), said
-    return Pictures(cast("TextToImagePipeline", pipeline), most, plan.steps or STEPS), said
+    return Pictures(cast("DiffusionPipeline", pipeline), most, plan.steps or STEPS), said

@@ -15,9 +15,9 @@ from typing import Any
 
 from ...core.errors import UsageError
 from ...core.registry import runtime_names
+from ...pipelines.diffusion import MAX_SEED
 from ...pipelines.random import GENERATORS
 from ...pipelines.schedulers import scheduler_names
-from ...pipelines.text_to_image import MAX_SEED
 from ...quant.recipes import RECIPES, recipe
 
 LETTERS = ("x", "y", "z")

@@ -20,9 +20,10 @@ from ...core.errors import BadInput, Cancelled, DiskError, UsageError, VitrifyEr
 from ...core.machine import LIBRARIES, versions_of
 from ...core.progress import Event, Report
 from ...core.registry import RUNTIMES, runtime_for
+from ...pipelines.diffusion import DiffusionPipeline, GenerateResult
 from ...pipelines.images import read_parameters, save_png
 from ...pipelines.load import family_of, load
-from ...pipelines.text_to_image import GenerateResult, TextToImagePipeline
+from ...pipelines.schedulers import stand_in_name
 from ...proof.quality import psnr, ssim
 from ...runtimes.base import Options, Placement
 from .artifacts import Artifacts
@@ -80,7 +81,7 @@ class Drawing:
         """The rows of one opening; the artifact is opened where one of them is not there yet."""
         needed = [artifact.components[name] for name in family_of(artifact).components]
         runtimes = tuple(dict.fromkeys(runtime_for(c.format, opening.runtime) for c in needed))
-        pipeline: TextToImagePipeline | None = None
+        pipeline: DiffusionPipeline | None = None
         shapes: set[tuple[Any, ...]] = set()
         try:
             for row in rows:
@@ -111,7 +112,7 @@ class Drawing:
             if pipeline is not None:
                 pipeline.close()
 
-    def _open(self, artifact: Artifact, opening: Opening) -> TextToImagePipeline:
+    def _open(self, artifact: Artifact, opening: Opening) -> DiffusionPipeline:
         options = replace(self.options, threads=opening.threads)
         opened = load(
             artifact,
@@ -120,7 +121,7 @@ class Drawing:
             runtime=opening.runtime,
             say=lambda line: self._note(f"device: {line}"),
         )
-        return cast("TextToImagePipeline", opened)
+        return cast("DiffusionPipeline", opened)
 
     def _asked(self, settings: Settings, artifact: Artifact, runtimes: Sequence[str]) -> Json:
         """Everything that decides what is drawn, and how fast: a picture of the same is not drawn again."""
@@ -170,9 +171,9 @@ class Drawing:
         self.report(Event(self._stage, step.number, step.total, "steps"))
 
 
-def _warm_up(pipeline: TextToImagePipeline, settings: Settings) -> None:
+def _warm_up(pipeline: DiffusionPipeline, settings: Settings) -> None:
     """One step of a picture of this size, which nobody sees."""
-    drawing = settings.drawing | {"steps": 1, "scheduler": "ddim"}
+    drawing = settings.drawing | {"steps": 1, "scheduler": stand_in_name(pipeline.settings["scheduler"])}
     with suppress(UsageError, BadInput):  # as what follows is told in its cell
         pipeline.generate(**drawing)
 

@@ -201,7 +201,7 @@ def own(settings: Settings, artifact: Artifact) -> Settings:
 
     A scheduler that is none of ours stays None: drawing says what is wrong with it.
     """
-    from ...pipelines.schedulers import NAMES_OF_CLASSES
+    from ...pipelines.schedulers import own_name
 
     height, width = artifact.pipeline["size"]
     components = artifact.components.values()
@@ -211,7 +211,7 @@ def own(settings: Settings, artifact: Artifact) -> Settings:
         settings,
         width=settings.width if settings.width is not None else width,
         height=settings.height if settings.height is not None else height,
-        scheduler=settings.scheduler or NAMES_OF_CLASSES.get(artifact.pipeline["scheduler"].get("_class_name")),
+        scheduler=settings.scheduler or own_name(artifact.pipeline["scheduler"]),
         runtime=settings.runtime or "+".join(runtimes),
         recipe=settings.recipe or "+".join(quantized or ["fp32"]),
     )

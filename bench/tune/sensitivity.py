@@ -106,7 +106,9 @@ def measure_parts(artifact: Artifact, wanted: Recipe, calibration: Path | None =
 @contextmanager
 def _opened(artifact: Artifact) -> Iterator[Callable[[Mapping[str, Session]], Array]]:
     """What an artifact answers with some of its sessions replaced."""
-    sessions = {name: open_component(artifact.components[name]) for name in family_of(artifact).components}
+    family = family_of(artifact)
+    names = [name for name in (*family.components, *family.optional) if name in artifact.components]
+    sessions = {name: open_component(artifact.components[name]) for name in names}
     try:
         yield lambda replaced: _answer(artifact, pipeline_of(artifact, {**sessions, **replaced}))
     finally:

@@ -1,10 +1,11 @@
-"""What a scheduler is, and the noise schedule of the diffusion process that all of them read.
+"""What a scheduler is, and the noise schedule of the diffusion process that most of them read.
 
-A Protocol, because the pipelines need six members and every scheduler keeps a history of its own kind.
+A Protocol, because the pipelines need eight members and every scheduler keeps a history of its own kind.
 
 Notation, as in DDPM (Ho et al., arXiv 2006.11239) and EDM (Karras et al., arXiv 2206.00364): the noised latents are
-x_t = alpha_t x_0 + sigma_t noise with alpha_t^2 + sigma_t^2 = 1 ("variance preserving"), alpha_t^2 is called
-alphas_cumprod[t], and the noise level sigma_t / alpha_t is called a sigma.
+x_t = alpha_t x_0 + sigma_t noise. In a diffusion model alpha_t^2 + sigma_t^2 = 1 ("variance preserving"), alpha_t^2 is
+called alphas_cumprod[t], and the noise level sigma_t / alpha_t is called a sigma. In flow matching (`flow.py`)
+alpha_t + sigma_t = 1, and sigma_t itself is the sigma.
 """
 
 from __future__ import annotations
@@ -22,18 +23,24 @@ from ..random import Generator
 
 FloatArray = npt.NDArray[np.float32]
 Timesteps = npt.NDArray[np.int64] | npt.NDArray[np.float32]
+GivenSigmas = npt.NDArray[np.float32] | npt.NDArray[np.float64] | None
 
 
 class Scheduler(Protocol):
     """One way to walk from noise to latents; holds the state of one run, which `set_timesteps` starts.
 
     Latents, noise and model outputs are float32 [batch, channels, height/8, width/8]. `index` counts the model calls of
-    the run, 0 to len(timesteps) - 1; an img2img run starts at a later index, and then goes on one by one.
+    the run, 0 to len(timesteps) - 1; an img2img run starts at a later index, a multiple of `order`, and then goes on
+    one by one.
     """
 
     @property
     def name(self) -> str:
         """The name under which `scheduler_from_config` makes it."""
+
+    @property
+    def order(self) -> int:
+        """Model calls a step, 1 or 2: a run that leaves out its first n steps starts at index n * order."""
 
     @property
     def timesteps(self) -> Timesteps:
@@ -43,11 +50,19 @@ class Scheduler(Protocol):
     def init_noise_sigma(self) -> float:
         """Standard deviation of the latents that a text-to-image run starts from."""
 
-    def set_timesteps(self, steps: int) -> None:
+    def set_timesteps(self, steps: int, *, sigmas: GivenSigmas = None, tokens: int | None = None) -> None:
         """Starts a run of `steps` steps and forgets the last one.
 
+        Args:
+            steps: from 1 to as many as the model was trained with.
+            sigmas: float [steps], the noise levels that a family of flow-matching models wants before any shift. A
+                flow-matching scheduler that has levels of its own takes those, as it does in diffusers' FluxPipeline.
+            tokens: how many tokens the denoiser sees of a picture; flow-matching schedulers with dynamic shifting need
+                it, all others leave it.
+
         Raises:
-            BadInput: `steps` is not between 1 and what the model was trained with, or too many for this scheduler.
+            BadInput: `steps` is not between 1 and what the model was trained with, or too many for this scheduler;
+                `sigmas` for one that does no flow matching; no `tokens` where they are needed.
         """
 
     def scale_model_input(self, latents: FloatArray, index: int) -> FloatArray:
@@ -57,7 +72,10 @@ class Scheduler(Protocol):
         """The latents after call `index`. Schedulers that add noise draw it from `generator`, for the whole batch."""
 
     def add_noise(self, latents: FloatArray, noise: FloatArray, index: int) -> FloatArray:
-        """Clean latents noised to where call `index` starts; `noise` has unit variance."""
+        """Clean latents noised to where call `index` starts; `noise` has unit variance.
+
+        Between the two calls of a step the level is that of the step's end, as in diffusers.
+        """
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -119,8 +137,15 @@ def finite_sigmas(settings: Settings, *, zero_snr: bool) -> FloatArray:
     return train_sigmas(alphas)
 
 
-def alpha_sigma(sigma: np.float32) -> tuple[np.float32, np.float32]:
-    """alpha_t and sigma_t of the variance preserving process from sigma = sigma_t / alpha_t."""
+def alpha_sigma(sigma: np.float32, *, flow: bool = False) -> tuple[np.float32, np.float32]:
+    """alpha_t and sigma_t from a noise level.
+
+    Args:
+        sigma: sigma_t / alpha_t of a variance preserving process; in flow matching sigma_t itself.
+        flow: whether it is flow matching, alpha_t = 1 - sigma_t (Lipman et al., arXiv 2210.02747).
+    """
+    if flow:
+        return np.float32(1.0) - sigma, sigma
     alpha_t = np.float32(1.0) / np.sqrt(sigma * sigma + np.float32(1.0))
     return alpha_t, sigma * alpha_t
 
@@ -138,7 +163,8 @@ def predicted_original(
     """The clean latents x_0 that a model output means.
 
     epsilon: the output is the noise (arXiv 2006.11239); v_prediction: it is alpha_t noise - sigma_t x_0 (Salimans and
-    Ho, arXiv 2202.00512); sample: it is x_0.
+    Ho, arXiv 2202.00512); sample: it is x_0; flow_prediction: it is noise - x_0 (arXiv 2210.02747), where alpha_t is
+    1 - sigma_t.
     """
     original = model_output
     if prediction_type == "epsilon":
@@ -146,6 +172,8 @@ def predicted_original(
         original = original / alpha_t
     elif prediction_type == "v_prediction":
         original = alpha_t * latents - sigma_t * model_output
+    elif prediction_type == "flow_prediction":
+        original = latents - sigma_t * model_output
     return original
 
 
@@ -180,10 +208,29 @@ def check_timesteps(timesteps: npt.NDArray[np.int64], alphas: FloatArray, settin
         )
 
 
-def check_index(index: int, last: int | None) -> None:
-    """Raises BadInput when a scheduler that keeps a history is not called at one index after the other."""
+def check_index(index: int, last: int | None, order: int = 1) -> None:
+    """Raises BadInput when a scheduler that keeps a history is not called at one index after the other.
+
+    Args:
+        last: the index of the last call; None for the first one, which then has to be where a step starts.
+        order: model calls a step.
+    """
     if last is not None and index != last + 1:
         raise BadInput(f"Step {index} was asked for after step {last}.", "Call set_timesteps to start a new run.")
+    if last is None and index % order:
+        raise BadInput(
+            f"A run cannot start at call {index}, in the middle of a step of {order} calls.",
+            f"Start at a multiple of {order}.",
+        )
+
+
+def refuse_sigmas(sigmas: GivenSigmas, name: str) -> None:
+    """Raises BadInput where noise levels of a flow-matching family are given to a scheduler of diffusion models."""
+    if sigmas is not None:
+        raise BadInput(
+            f"The scheduler {name!r} does not take noise levels: they are those of flow matching.",
+            "Name a scheduler for flow matching, such as flow_euler.",
+        )
 
 
 def _betas(settings: Settings) -> FloatArray:

@@ -12,12 +12,14 @@ import numpy.typing as npt
 from ..random import Generator
 from .base import (
     FloatArray,
+    GivenSigmas,
     Settings,
     alphas_cumprod,
     check_steps,
     check_timesteps,
     noised,
     predicted_original,
+    refuse_sigmas,
 )
 from .options import settings_from_config
 from .spacing import spaced_timesteps
@@ -40,6 +42,7 @@ class DdimScheduler:
     """diffusers' DDIMScheduler with eta = 0. See `Scheduler` for shapes."""
 
     name = "ddim"
+    order = 1
     init_noise_sigma = 1.0
 
     def __init__(self, config: Mapping[str, Any]) -> None:
@@ -49,7 +52,8 @@ class DdimScheduler:
         self._stride = 0
         self.timesteps: npt.NDArray[np.int64] = np.empty(0, dtype=np.int64)
 
-    def set_timesteps(self, steps: int) -> None:
+    def set_timesteps(self, steps: int, *, sigmas: GivenSigmas = None, tokens: int | None = None) -> None:
+        refuse_sigmas(sigmas, self.name)
         check_steps(steps, self.settings.num_train_timesteps)
         timesteps = spaced_timesteps(self.settings, steps).round().astype(np.int64)
         check_timesteps(timesteps, self._alphas, self.settings)

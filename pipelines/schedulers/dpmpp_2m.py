@@ -1,4 +1,4 @@
-"""DPM-Solver++(2M), second order multistep, midpoint: Lu et al., arXiv 2211.01095, algorithm 2."""
+"""DPM-Solver++(2M), second order multistep, midpoint: Lu et al., arXiv 2211.01095, algorithm 2; and its SDE form."""
 
 from __future__ import annotations
 
@@ -14,47 +14,47 @@ from ...core.errors import BadInput
 from ..random import Generator
 from .base import (
     FloatArray,
-    Settings,
+    GivenSigmas,
     alpha_sigma,
     check_index,
     check_steps,
     finite_sigmas,
     log_snr,
     predicted_original,
+    refuse_sigmas,
 )
+from .flow import FLOW, ShiftSettings, check_flow_levels, shifted
+from .levels import RangedSettings, inner_levels, name_of
 from .options import settings_from_config
-from .spacing import inner_timesteps, karras_sigmas, sigmas_at, timesteps_of_sigmas, with_final
+from .spacing import Float64Array, with_final
 
 FEW_STEPS = 15  # below this, lower_order_final takes the last step at first order
 
 
 @dataclass(frozen=True, kw_only=True)
-class DpmSolverSettings(Settings):
-    """Options of diffusers' DPMSolverMultistepScheduler.
+class DpmSolverSettings(RangedSettings, ShiftSettings):
+    """Options of diffusers' DPMSolverMultistepScheduler for the ODE.
 
     It reads sigma_min and sigma_max where another class's options bring them along, though it has none of its own.
     """
 
     choices: ClassVar[Mapping[str, tuple[object, ...]]] = {
-        **Settings.choices,
+        **RangedSettings.choices,
+        "prediction_type": (*RangedSettings.choices["prediction_type"], FLOW),
         "solver_order": (1, 2),
         "algorithm_type": ("dpmsolver++",),
         "solver_type": ("midpoint",),
         "final_sigmas_type": ("zero", "sigma_min"),
         "thresholding": (False,),
-        "use_exponential_sigmas": (False,),
-        "use_beta_sigmas": (False,),
         "use_lu_lambdas": (False,),
-        "use_flow_sigmas": (False,),
-        "use_dynamic_shifting": (False,),
+        "time_shift_type": ("exponential",),
     }
     refused: ClassVar[Mapping[str, tuple[object, ...]]] = {"variance_type": ("learned", "learned_range")}
     aliases: ClassVar[Mapping[str, Mapping[object, object]]] = {
-        "algorithm_type": {"deis": "dpmsolver++"},
+        "algorithm_type": {"deis": "dpmsolver++", "sde-dpmsolver++": "dpmsolver++"},
         "solver_type": {"logrho": "midpoint", "bh1": "midpoint", "bh2": "midpoint"},
     }
 
-    timestep_spacing: str = "linspace"
     rescale_betas_zero_snr: bool = False
     solver_order: int = 2
     algorithm_type: str = "dpmsolver++"
@@ -63,16 +63,27 @@ class DpmSolverSettings(Settings):
     euler_at_final: bool = False
     final_sigmas_type: str = "zero"
     lambda_min_clipped: float = -math.inf
-    use_karras_sigmas: bool = False
-    sigma_min: float | None = None
-    sigma_max: float | None = None
     variance_type: str | None = None
     thresholding: bool = False
-    use_exponential_sigmas: bool = False
-    use_beta_sigmas: bool = False
     use_lu_lambdas: bool = False
     use_flow_sigmas: bool = False
-    use_dynamic_shifting: bool = False
+    flow_shift: float = 1.0
+
+
+@dataclass(frozen=True, kw_only=True)
+class DpmSolverSdeSettings(DpmSolverSettings):
+    """The same for the SDE."""
+
+    choices: ClassVar[Mapping[str, tuple[object, ...]]] = {
+        **DpmSolverSettings.choices,
+        "algorithm_type": ("sde-dpmsolver++",),
+    }
+    aliases: ClassVar[Mapping[str, Mapping[object, object]]] = {
+        **DpmSolverSettings.aliases,
+        "algorithm_type": {"deis": "sde-dpmsolver++", "dpmsolver++": "sde-dpmsolver++"},
+    }
+
+    algorithm_type: str = "sde-dpmsolver++"
 
 
 @dataclass
@@ -84,38 +95,45 @@ class _Run:
 
 
 class DpmSolverScheduler:
-    """diffusers' DPMSolverMultistepScheduler, dpmsolver++ of order 1 or 2. See `Scheduler` for shapes."""
+    """diffusers' DPMSolverMultistepScheduler, dpmsolver++ or sde-dpmsolver++ of order 1 or 2; shapes as in `Scheduler`.
 
-    overrides: ClassVar[Mapping[str, Any]] = {}
+    The SDE form draws noise at every step, also at the last, where it counts nothing.
+
+    Args:
+        config: the content of scheduler_config.json; in flow matching as `as_flow` gives it.
+        sde: solve the SDE, whichever of the two the options name.
+        overrides: options that win over `config`.
+
+    Raises:
+        BadInput: an option has a value that is not supported.
+    """
+
+    order = 1
     init_noise_sigma = 1.0
 
-    def __init__(self, config: Mapping[str, Any]) -> None:
-        self.settings = settings_from_config(DpmSolverSettings, config, "dpmpp_2m", **self.overrides)
-        self.name = "dpmpp_2m_karras" if self.settings.use_karras_sigmas else "dpmpp_2m"
+    def __init__(self, config: Mapping[str, Any], *, sde: bool = False, **overrides: Any) -> None:
+        settings_type = DpmSolverSdeSettings if sde else DpmSolverSettings
+        base_name = "dpmpp_2m_sde" if sde else "dpmpp_2m"
+        self.settings = settings_from_config(settings_type, config, base_name, **overrides)
+        self.name = name_of(base_name, self.settings)
+        self._sde, self._flow = sde, self.settings.use_flow_sigmas
+        check_flow_levels(self.settings.use_karras_sigmas, self.settings.use_flow_sigmas, self.name)
         self._table = finite_sigmas(self.settings, zero_snr=self.settings.rescale_betas_zero_snr)
         self._sigmas = self._table[::-1]
         self._run = _Run()
         self.timesteps: npt.NDArray[np.int64] = np.empty(0, dtype=np.int64)
 
-    def set_timesteps(self, steps: int) -> None:
+    def set_timesteps(self, steps: int, *, sigmas: GivenSigmas = None, tokens: int | None = None) -> None:
         check_steps(steps, self.settings.num_train_timesteps)
-        # lambda_t = -log(sigma) falls with t: only timesteps above the clipping threshold are visited.
-        visited = int(np.count_nonzero(-np.log(self._table) >= self.settings.lambda_min_clipped))
-        if visited < 1:
-            raise BadInput(
-                f"lambda_min_clipped={self.settings.lambda_min_clipped} leaves {self.name!r} no timestep.",
-                "Give a smaller one in scheduler_config.json; -5.1 is usual.",
-            )
-        timesteps = inner_timesteps(self.settings, steps, visited)
-        sigmas = sigmas_at(timesteps, self._table)
-        if self.settings.use_karras_sigmas:
-            low = self.settings.sigma_min if self.settings.sigma_min is not None else float(self._table[0])
-            high = self.settings.sigma_max if self.settings.sigma_max is not None else float(self._table[-1])
-            sigmas = karras_sigmas(low, high, steps)
-            exact = timesteps_of_sigmas(sigmas, self._table)
+        if self._flow:
+            timesteps, levels = self._flow_levels(steps, tokens)
+        else:
+            refuse_sigmas(sigmas, self.name)
             cosine = self.settings.beta_schedule == "squaredcos_cap_v2"
-            timesteps = (exact if cosine else exact.round()).astype(np.int64)
-        self._sigmas = with_final(sigmas, self._table[0] if self.settings.final_sigmas_type == "sigma_min" else 0.0)
+            timesteps, levels = inner_levels(
+                self.settings, self._table, steps, visited=self._visited(), whole=not cosine
+            )
+        self._sigmas = with_final(levels, self._table[0] if self.settings.final_sigmas_type == "sigma_min" else 0.0)
         self.timesteps = timesteps
         self._run = _Run()
 
@@ -124,37 +142,54 @@ class DpmSolverScheduler:
 
     def step(self, model_output: FloatArray, index: int, latents: FloatArray, generator: Generator) -> FloatArray:
         check_index(index, self._run.last_index)
-        alpha_s, sigma_s = alpha_sigma(self._sigmas[index])
-        alpha_t, sigma_t = alpha_sigma(self._sigmas[index + 1])
+        alpha_s, sigma_s = self._alpha_sigma(index)
+        alpha_t, sigma_t = self._alpha_sigma(index + 1)
         original = predicted_original(self.settings.prediction_type, model_output, latents, alpha_s, sigma_s)
         previous = self._run.original
         self._run = _Run(original, index)
 
         lambda_s = log_snr(alpha_s, sigma_s)
         h = log_snr(alpha_t, sigma_t) - lambda_s
-        growth = alpha_t * (np.exp(-h) - np.float32(1.0))
-        moved: FloatArray = (sigma_t / sigma_s) * latents - growth * original
-        if previous is None or self.settings.solver_order == 1 or self._ends_at_first_order(index):
-            return moved
-        # The slope of x_0 over lambda, from this output and the last one.
-        last_h = lambda_s - log_snr(*alpha_sigma(self._sigmas[index - 1]))
-        slope = (h / last_h) * (original - previous)
-        moved = moved - np.float32(0.5) * growth * slope
+        keep, gain = sigma_t / sigma_s, -alpha_t * (np.exp(-h) - np.float32(1.0))
+        if self._sde:
+            fresh = np.float32(1.0) - np.exp(np.float32(-2.0) * h)  # share of the variance that is drawn anew
+            keep, gain = keep * np.exp(-h), alpha_t * fresh
+        moved: FloatArray = keep * latents + gain * original
+        if previous is not None and self.settings.solver_order == 2 and not self._ends_at_first_order(index):
+            # The slope of x_0 over lambda, from this output and the last one.
+            last_h = lambda_s - log_snr(*self._alpha_sigma(index - 1))
+            moved = moved + np.float32(0.5) * gain * ((h / last_h) * (original - previous))
+        if self._sde:
+            moved = moved + sigma_t * np.sqrt(fresh) * generator.normal(latents.shape)
         return moved
 
     def add_noise(self, latents: FloatArray, noise: FloatArray, index: int) -> FloatArray:
-        alpha_t, sigma_t = alpha_sigma(self._sigmas[index])
+        alpha_t, sigma_t = self._alpha_sigma(index)
         noised: FloatArray = alpha_t * latents + sigma_t * noise
         return noised
+
+    def _alpha_sigma(self, index: int) -> tuple[np.float32, np.float32]:
+        return alpha_sigma(self._sigmas[index], flow=self._flow)
+
+    def _visited(self) -> int:
+        """How many training timesteps lie above the clipping threshold: lambda_t = -log(sigma) falls with t."""
+        visited = int(np.count_nonzero(-np.log(self._table) >= self.settings.lambda_min_clipped))
+        if visited < 1:
+            raise BadInput(
+                f"lambda_min_clipped={self.settings.lambda_min_clipped} leaves {self.name!r} no timestep.",
+                "Give a smaller one in scheduler_config.json; -5.1 is usual.",
+            )
+        return visited
+
+    def _flow_levels(self, steps: int, tokens: int | None) -> tuple[npt.NDArray[np.int64], Float64Array]:
+        """Timesteps and noise levels of flow matching, even before they are shifted."""
+        settings, train = self.settings, self.settings.num_train_timesteps
+        even = 1.0 - np.linspace(1, 1 / train, steps + 1)
+        levels = shifted(even[:0:-1], settings, settings.flow_shift, tokens, self.name).astype(np.float64)
+        return (levels * train).astype(np.int64), levels
 
     def _ends_at_first_order(self, index: int) -> bool:
         """Whether this is the last step and goes at first order: always where it ends at sigma 0, lambda infinite."""
         steps, settings = len(self.timesteps), self.settings
         few = settings.lower_order_final and steps < FEW_STEPS
         return index == steps - 1 and (settings.euler_at_final or few or settings.final_sigmas_type == "zero")
-
-
-class DpmSolverKarrasScheduler(DpmSolverScheduler):
-    """The same at the noise levels of Karras et al., arXiv 2206.00364."""
-
-    overrides: ClassVar[Mapping[str, Any]] = {"use_karras_sigmas": True}

@@ -14,34 +14,27 @@ import numpy as np
 import numpy.typing as npt
 
 from ..random import Generator
-from .base import FloatArray, Settings, check_steps, finite_sigmas
+from .base import FloatArray, GivenSigmas, Settings, check_steps, finite_sigmas, refuse_sigmas
+from .levels import RangedSettings, name_of, outer_levels
 from .options import settings_from_config
-from .spacing import karras_sigmas, sigmas_at, spaced_timesteps, timesteps_of_sigmas
+from .spacing import sigmas_at, spaced_timesteps
 
 
 @dataclass(frozen=True, kw_only=True)
-class EulerSettings(Settings):
+class EulerSettings(RangedSettings):
     """Options of diffusers' EulerDiscreteScheduler."""
 
     choices: ClassVar[Mapping[str, tuple[object, ...]]] = {
-        **Settings.choices,
+        **RangedSettings.choices,
         "interpolation_type": ("linear",),
         "timestep_type": ("discrete",),
         "final_sigmas_type": ("zero", "sigma_min"),
-        "use_exponential_sigmas": (False,),
-        "use_beta_sigmas": (False,),
     }
 
-    timestep_spacing: str = "linspace"
     rescale_betas_zero_snr: bool = False
     interpolation_type: str = "linear"
     timestep_type: str = "discrete"
     final_sigmas_type: str = "zero"
-    use_karras_sigmas: bool = False
-    use_exponential_sigmas: bool = False
-    use_beta_sigmas: bool = False
-    sigma_min: float | None = None
-    sigma_max: float | None = None
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -62,12 +55,17 @@ class EulerScheduler:
 
     Its latents are x_0 + sigma noise, not variance preserving: they start at init_noise_sigma and the denoiser gets
     them scaled.
+
+    Args:
+        config: the content of scheduler_config.json.
+        overrides: options that win over it.
     """
 
-    name = "euler"
+    order = 1
 
-    def __init__(self, config: Mapping[str, Any]) -> None:
-        self.settings = settings_from_config(EulerSettings, config, self.name)
+    def __init__(self, config: Mapping[str, Any], **overrides: Any) -> None:
+        self.settings = settings_from_config(EulerSettings, config, "euler", **overrides)
+        self.name = name_of("euler", self.settings)
         self._table = finite_sigmas(self.settings, zero_snr=self.settings.rescale_betas_zero_snr)
         self._sigmas = self._table[::-1]
         self.timesteps: npt.NDArray[np.float32] = np.empty(0, dtype=np.float32)
@@ -76,18 +74,13 @@ class EulerScheduler:
     def init_noise_sigma(self) -> float:
         return initial_sigma(self._sigmas, self.settings)
 
-    def set_timesteps(self, steps: int) -> None:
+    def set_timesteps(self, steps: int, *, sigmas: GivenSigmas = None, tokens: int | None = None) -> None:
+        refuse_sigmas(sigmas, self.name)
         check_steps(steps, self.settings.num_train_timesteps)
-        timesteps = spaced_timesteps(self.settings, steps).astype(np.float32)
-        sigmas = sigmas_at(timesteps.astype(np.float64), self._table)
-        if self.settings.use_karras_sigmas:
-            low = self.settings.sigma_min if self.settings.sigma_min is not None else float(sigmas[-1])
-            high = self.settings.sigma_max if self.settings.sigma_max is not None else float(sigmas[0])
-            sigmas = karras_sigmas(low, high, steps)
-            timesteps = timesteps_of_sigmas(sigmas, self._table).astype(np.float32)
+        timesteps, levels = outer_levels(self.settings, self._table, steps)
         final = self._table[0] if self.settings.final_sigmas_type == "sigma_min" else 0.0
-        self._sigmas = np.append(sigmas, final).astype(np.float32)
-        self.timesteps = timesteps
+        self._sigmas = np.append(levels, final).astype(np.float32)
+        self.timesteps = timesteps.astype(np.float32)
 
     def scale_model_input(self, latents: FloatArray, index: int) -> FloatArray:
         return unit_variance(latents, self._sigmas[index])
@@ -109,6 +102,7 @@ class EulerAncestralScheduler:
     """
 
     name = "euler_a"
+    order = 1
 
     def __init__(self, config: Mapping[str, Any]) -> None:
         self.settings = settings_from_config(EulerAncestralSettings, config, self.name)
@@ -120,7 +114,8 @@ class EulerAncestralScheduler:
     def init_noise_sigma(self) -> float:
         return initial_sigma(self._sigmas, self.settings)
 
-    def set_timesteps(self, steps: int) -> None:
+    def set_timesteps(self, steps: int, *, sigmas: GivenSigmas = None, tokens: int | None = None) -> None:
+        refuse_sigmas(sigmas, self.name)
         check_steps(steps, self.settings.num_train_timesteps)
         timesteps = spaced_timesteps(self.settings, steps).astype(np.float32)
         self._sigmas = np.append(sigmas_at(timesteps.astype(np.float64), self._table), 0.0).astype(np.float32)
@@ -130,11 +125,9 @@ class EulerAncestralScheduler:
         return unit_variance(latents, self._sigmas[index])
 
     def step(self, model_output: FloatArray, index: int, latents: FloatArray, generator: Generator) -> FloatArray:
-        sigma, next_sigma = self._sigmas[index], self._sigmas[index + 1]
+        sigma = self._sigmas[index]
         original = denoised(self.settings.prediction_type, model_output, latents, sigma)
-        # Variances add up: down^2 + up^2 = next^2, with up the noise of DDPM's posterior.
-        up = np.sqrt(next_sigma**2 * (sigma**2 - next_sigma**2) / sigma**2)
-        down = np.sqrt(next_sigma**2 - up**2)
+        down, up = ancestral(sigma, self._sigmas[index + 1])
         moved: FloatArray = latents + (latents - original) / sigma * (down - sigma)
         return noised_by(moved, generator.normal(model_output.shape), up)
 
@@ -151,6 +144,16 @@ def denoised(prediction_type: str, model_output: FloatArray, latents: FloatArray
         variance = sigma * sigma + np.float32(1.0)
         original = model_output * (-sigma / np.sqrt(variance)) + latents / variance
     return original
+
+
+def ancestral(sigma: np.float32, next_sigma: np.float32) -> tuple[np.float32, np.float32]:
+    """How far down an ancestral step from `sigma` goes, and the noise that brings it back up to `next_sigma`.
+
+    Variances add up: down^2 + up^2 = next^2, with up the noise of DDPM's posterior.
+    """
+    up: np.float32 = np.sqrt(next_sigma**2 * (sigma**2 - next_sigma**2) / sigma**2)
+    down: np.float32 = np.sqrt(next_sigma**2 - up**2)
+    return down, up
 
 
 def unit_variance(latents: FloatArray, sigma: np.float32) -> FloatArray:

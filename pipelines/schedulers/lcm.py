@@ -13,12 +13,14 @@ from ...core.errors import BadInput
 from ..random import Generator
 from .base import (
     FloatArray,
+    GivenSigmas,
     Settings,
     alphas_cumprod,
     check_steps,
     check_timesteps,
     noised,
     predicted_original,
+    refuse_sigmas,
 )
 from .options import settings_from_config
 
@@ -46,30 +48,19 @@ class LcmScheduler:
     """diffusers' LCMScheduler. See `Scheduler` for shapes."""
 
     name = "lcm"
+    order = 1
     init_noise_sigma = 1.0
 
     def __init__(self, config: Mapping[str, Any]) -> None:
         self.settings = settings_from_config(LcmSettings, config, self.name)
-        original, train = self.settings.original_inference_steps, self.settings.num_train_timesteps
-        if not 1 <= original <= train:
-            raise BadInput(
-                f"original_inference_steps={original} of the scheduler 'lcm' is not between 1 and {train}.",
-                "Correct scheduler_config.json.",
-            )
+        check_original(self.settings.original_inference_steps, self.settings, self.name)
         self._alphas = alphas_cumprod(self.settings, zero_snr=self.settings.rescale_betas_zero_snr)
         self.timesteps: npt.NDArray[np.int64] = np.empty(0, dtype=np.int64)
 
-    def set_timesteps(self, steps: int) -> None:
+    def set_timesteps(self, steps: int, *, sigmas: GivenSigmas = None, tokens: int | None = None) -> None:
         """`steps` of the timesteps that the model was distilled on, evenly spread."""
-        original, train = self.settings.original_inference_steps, self.settings.num_train_timesteps
-        check_steps(steps, train)
-        if steps > original:
-            raise BadInput(
-                f"{steps} steps are more than the {original} the model was distilled on (original_inference_steps).",
-                f"Give 1 to {original} steps; 4 to 8 are usual.",
-            )
-        distilled = np.arange(original, 0, -1, dtype=np.int64) * (train // original) - 1
-        timesteps = distilled[np.linspace(0, original, steps, endpoint=False).astype(np.int64)]
+        refuse_sigmas(sigmas, self.name)
+        timesteps = distilled_timesteps(self.settings.original_inference_steps, self.settings, steps)
         check_timesteps(timesteps, self._alphas, self.settings)
         self.timesteps = timesteps
 
@@ -95,3 +86,30 @@ class LcmScheduler:
 
     def add_noise(self, latents: FloatArray, noise: FloatArray, index: int) -> FloatArray:
         return noised(latents, noise, self._alphas[self.timesteps[index]])
+
+
+def check_original(original: int, settings: Settings, name: str) -> None:
+    """Raises BadInput where a model cannot have been distilled on `original` timesteps."""
+    if not 1 <= original <= settings.num_train_timesteps:
+        raise BadInput(
+            f"original_inference_steps={original} of the scheduler {name!r} is not between 1 and "
+            f"{settings.num_train_timesteps}.",
+            "Correct scheduler_config.json.",
+        )
+
+
+def distilled_timesteps(original: int, settings: Settings, steps: int) -> npt.NDArray[np.int64]:
+    """`steps` of the `original` timesteps that a model was distilled on, evenly spread, from noisy to clean: int64.
+
+    Raises:
+        BadInput: `steps` is more than `original` or out of range.
+    """
+    train = settings.num_train_timesteps
+    check_steps(steps, train)
+    if steps > original:
+        raise BadInput(
+            f"{steps} steps are more than the {original} the model was distilled on (original_inference_steps).",
+            f"Give 1 to {original} steps; 4 to 8 are usual.",
+        )
+    distilled = np.arange(original, 0, -1, dtype=np.int64) * (train // original) - 1
+    return distilled[np.linspace(0, original, steps, endpoint=False).astype(np.int64)]

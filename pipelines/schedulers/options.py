@@ -19,6 +19,12 @@ S = TypeVar("S", bound=Settings)
 MOST_TRAIN_TIMESTEPS = 100_000  # a table of this length is made; the file may come from anywhere
 
 
+def given_options(config: Mapping[str, Any]) -> dict[str, Any]:
+    """The options of `config` but for those that diffusers filled in itself and lists in `_use_default_values`."""
+    defaulted = set(config.get("_use_default_values") or ())
+    return {key: value for key, value in config.items() if key not in defaulted}
+
+
 def settings_from_config(settings_type: type[S], config: Mapping[str, Any], name: str, **overrides: Any) -> S:
     """The settings that `config` gives a scheduler.
 
@@ -31,8 +37,7 @@ def settings_from_config(settings_type: type[S], config: Mapping[str, Any], name
     Raises:
         BadInput: an option has a value of the wrong type, out of range, or not supported.
     """
-    defaulted = set(config.get("_use_default_values") or ())
-    given = {key: value for key, value in config.items() if key not in defaulted} | overrides
+    given = given_options(config) | overrides
     values: dict[str, Any] = {}
     for field in dataclasses.fields(settings_type):
         if field.name in given:
@@ -73,7 +78,7 @@ def _checked_type(field: dataclasses.Field[Any], value: Any, name: str) -> Any:
         right = isinstance(value, int) and not isinstance(value, bool)
     elif isinstance(default, str):
         right = isinstance(value, str)
-    elif isinstance(default, float) or field.name in ("sigma_min", "sigma_max"):
+    elif isinstance(default, float) or field.name in ("sigma_min", "sigma_max", "shift_terminal"):
         right = _is_number(value)
     else:
         right = True
@@ -92,6 +97,8 @@ def _is_number(value: object) -> bool:
 def _check_ranges(settings: Settings, name: str) -> None:
     train, betas = settings.num_train_timesteps, settings.trained_betas
     sigmas = {option: getattr(settings, option, None) for option in ("sigma_min", "sigma_max")}
+    shifts = {option: getattr(settings, option, 1.0) for option in ("shift", "flow_shift")}
+    terminal = getattr(settings, "shift_terminal", None)
     problem = ""
     if not 2 <= train <= MOST_TRAIN_TIMESTEPS:
         problem = f"num_train_timesteps={train} is not between 2 and {MOST_TRAIN_TIMESTEPS}"
@@ -105,6 +112,12 @@ def _check_ranges(settings: Settings, name: str) -> None:
         problem = f"steps_offset={settings.steps_offset} is not between 0 and {train - 1}"
     elif any(sigma is not None and not 0 < sigma < math.inf for sigma in sigmas.values()):
         problem = f"{sigmas} has values that are not above 0 and finite"
+    elif not all(0 < shift < math.inf for shift in shifts.values()):
+        problem = f"{shifts} has values that are not above 0 and finite"
+    elif terminal is not None and not 0 <= terminal < 1:
+        problem = f"shift_terminal={terminal} is not between 0 and 1"
+    elif getattr(settings, "base_image_seq_len", 0) == getattr(settings, "max_image_seq_len", 1):
+        problem = "base_image_seq_len and max_image_seq_len are the same"
     if problem:
         raise BadInput(
             f"The settings of the scheduler {name!r} are not usable: {problem}.", "Correct scheduler_config.json."

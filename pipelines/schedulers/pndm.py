@@ -11,7 +11,17 @@ import numpy.typing as npt
 
 from ...core.errors import BadInput
 from ..random import Generator
-from .base import FloatArray, Settings, alphas_cumprod, check_index, check_steps, check_timesteps, noised
+from .base import (
+    FloatArray,
+    GivenSigmas,
+    Settings,
+    alphas_cumprod,
+    check_index,
+    check_steps,
+    check_timesteps,
+    noised,
+    refuse_sigmas,
+)
 from .options import settings_from_config
 from .spacing import spaced_timesteps
 
@@ -46,6 +56,7 @@ class PndmScheduler:
     """
 
     name = "pndm"
+    order = 1
     init_noise_sigma = 1.0
 
     def __init__(self, config: Mapping[str, Any]) -> None:
@@ -61,7 +72,8 @@ class PndmScheduler:
         self._run = _Run()
         self.timesteps: npt.NDArray[np.int64] = np.empty(0, dtype=np.int64)
 
-    def set_timesteps(self, steps: int) -> None:
+    def set_timesteps(self, steps: int, *, sigmas: GivenSigmas = None, tokens: int | None = None) -> None:
+        refuse_sigmas(sigmas, self.name)
         check_steps(steps, self.settings.num_train_timesteps)
         timesteps = spaced_timesteps(self.settings, steps).round().astype(np.int64)
         check_timesteps(timesteps, self._alphas, self.settings)

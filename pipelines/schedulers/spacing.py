@@ -58,14 +58,18 @@ def karras_sigmas(low: float, high: float, steps: int) -> Float64Array:
     return sigmas
 
 
-def timesteps_of_sigmas(sigmas: Float64Array, table: FloatArray) -> Float64Array:
-    """The training timesteps with these noise levels, float64 [steps], linear in the logarithm between two of them."""
+def timesteps_of_sigmas(sigmas: Float64Array | FloatArray, table: FloatArray) -> Float64Array | FloatArray:
+    """The training timesteps with these noise levels, [steps], linear in the logarithm between two of them.
+
+    In the precision of `sigmas`, which is what the last digits then agree with.
+    """
     log_table = np.log(table)
     log_sigmas = np.log(np.maximum(sigmas, 1e-10))
     low = np.clip(np.searchsorted(log_table, log_sigmas, side="right") - 1, 0, len(table) - 2)
     # The difference of two table entries stays float32, as in diffusers: rounding to whole timesteps is sensitive.
     share = np.clip((log_table[low] - log_sigmas) / (log_table[low] - log_table[low + 1]), 0, 1)
-    timesteps: Float64Array = (1 - share) * low + share * (low + 1)
+    first = low.astype(share.dtype)
+    timesteps: Float64Array | FloatArray = (1 - share) * first + share * (first + 1)
     return timesteps
 
 

@@ -16,43 +16,43 @@ from ...core.errors import BadInput
 from ..random import Generator
 from .base import (
     FloatArray,
-    Settings,
+    GivenSigmas,
     alpha_sigma,
     check_index,
     check_steps,
     finite_sigmas,
     log_snr,
     predicted_original,
+    refuse_sigmas,
 )
+from .flow import FLOW, ShiftSettings, check_flow_levels, shifted, stretched
+from .levels import RangedSettings, inner_levels, name_of
 from .options import settings_from_config
-from .spacing import inner_timesteps, karras_sigmas, sigmas_at, timesteps_of_sigmas, with_final
+from .spacing import Float64Array, with_final
 
 HALF = np.array([0.5], dtype=np.float32)
+NEAR_ONE = 1e-6  # a flow's first level is kept below 1, where lambda is infinite
 
 
 @dataclass(frozen=True, kw_only=True)
-class UniPcSettings(Settings):
+class UniPcSettings(RangedSettings, ShiftSettings):
     """Options of diffusers' UniPCMultistepScheduler."""
 
     choices: ClassVar[Mapping[str, tuple[object, ...]]] = {
-        **Settings.choices,
+        **RangedSettings.choices,
+        "prediction_type": (*RangedSettings.choices["prediction_type"], FLOW),
+        "time_shift_type": ("exponential", "linear"),
         "solver_order": (1, 2, 3),
         "solver_type": ("bh2",),
         "predict_x0": (True,),
         "solver_p": (None,),
         "final_sigmas_type": ("zero", "sigma_min"),
         "thresholding": (False,),
-        "use_exponential_sigmas": (False,),
-        "use_beta_sigmas": (False,),
-        "use_flow_sigmas": (False,),
-        "use_dynamic_shifting": (False,),
-        "shift_terminal": (None,),
     }
     aliases: ClassVar[Mapping[str, Mapping[object, object]]] = {
         "solver_type": {"midpoint": "bh2", "heun": "bh2", "logrho": "bh2"},
     }
 
-    timestep_spacing: str = "linspace"
     rescale_betas_zero_snr: bool = False
     solver_order: int = 2
     solver_type: str = "bh2"
@@ -61,14 +61,9 @@ class UniPcSettings(Settings):
     lower_order_final: bool = True
     disable_corrector: Sequence[int] = ()
     final_sigmas_type: str = "zero"
-    use_karras_sigmas: bool = False
-    sigma_min: float | None = None
-    sigma_max: float | None = None
     thresholding: bool = False
-    use_exponential_sigmas: bool = False
-    use_beta_sigmas: bool = False
     use_flow_sigmas: bool = False
-    use_dynamic_shifting: bool = False
+    flow_shift: float = 1.0
     shift_terminal: float | None = None
 
 
@@ -106,36 +101,51 @@ class _Expansion:
 
 
 class UniPcScheduler:
-    """diffusers' UniPCMultistepScheduler, bh2 of order 1 to 3. See `Scheduler` for shapes."""
+    """diffusers' UniPCMultistepScheduler, bh2 of order 1 to 3. See `Scheduler` for shapes.
 
-    name = "unipc"
+    Args:
+        config: the content of scheduler_config.json; in flow matching as `as_flow` gives it.
+        overrides: options that win over it.
+
+    Raises:
+        BadInput: an option has a value that is not supported.
+    """
+
+    order = 1
     init_noise_sigma = 1.0
 
-    def __init__(self, config: Mapping[str, Any]) -> None:
-        self.settings = settings_from_config(UniPcSettings, config, self.name)
+    def __init__(self, config: Mapping[str, Any], **overrides: Any) -> None:
+        self.settings = settings_from_config(UniPcSettings, config, "unipc", **overrides)
         settings = self.settings
+        self.name = name_of("unipc", settings)
+        check_flow_levels(settings.use_karras_sigmas, settings.use_flow_sigmas, self.name)
         if settings.solver_order > 1 and settings.final_sigmas_type == "zero" and not settings.lower_order_final:
             raise BadInput(
                 "The scheduler 'unipc' divides by zero with lower_order_final=False and final_sigmas_type='zero'.",
                 "Set lower_order_final to true or final_sigmas_type to sigma_min in scheduler_config.json.",
+            )
+        if settings.shift_terminal is not None and not settings.use_flow_sigmas:
+            raise BadInput(
+                "The scheduler 'unipc' is not supported with shift_terminal without use_flow_sigmas.",
+                "Set shift_terminal to null in scheduler_config.json.",
             )
         self._table = finite_sigmas(settings, zero_snr=settings.rescale_betas_zero_snr)
         self._sigmas = self._table[::-1]
         self._run = _Run()
         self.timesteps: npt.NDArray[np.int64] = np.empty(0, dtype=np.int64)
 
-    def set_timesteps(self, steps: int) -> None:
+    def set_timesteps(self, steps: int, *, sigmas: GivenSigmas = None, tokens: int | None = None) -> None:
         check_steps(steps, self.settings.num_train_timesteps)
-        timesteps = inner_timesteps(self.settings, steps)
-        sigmas = sigmas_at(timesteps, self._table)
         least = float(self._table[0])
-        if self.settings.use_karras_sigmas:
-            low = self.settings.sigma_min if self.settings.sigma_min is not None else least
-            high = self.settings.sigma_max if self.settings.sigma_max is not None else float(self._table[-1])
-            sigmas = karras_sigmas(low, high, steps)
-            timesteps = timesteps_of_sigmas(sigmas, self._table).round().astype(np.int64)
-            least = float(sigmas[-1])
-        self._sigmas = with_final(sigmas, least if self.settings.final_sigmas_type == "sigma_min" else 0.0)
+        if self.settings.use_flow_sigmas:
+            timesteps, levels = self._flow_levels(steps, tokens)
+            least = float(levels[-1])
+        else:
+            refuse_sigmas(sigmas, self.name)
+            timesteps, levels = inner_levels(self.settings, self._table, steps)
+            if self.settings.use_karras_sigmas:
+                least = float(levels[-1])
+        self._sigmas = with_final(levels, least if self.settings.final_sigmas_type == "sigma_min" else 0.0)
         self.timesteps = timesteps
         self._run = _Run()
 
@@ -146,7 +156,7 @@ class UniPcScheduler:
         """Corrects `latents` with the new output, then predicts the next ones."""
         run = self._run
         check_index(index, run.last_index)
-        alpha_t, sigma_t = alpha_sigma(self._sigmas[index])
+        alpha_t, sigma_t = self._alpha_sigma(index)
         original = predicted_original(self.settings.prediction_type, model_output, latents, alpha_t, sigma_t)
         if run.last_index is not None and run.last_index not in self.settings.disable_corrector:
             latents = self._correct(original, index)
@@ -158,9 +168,22 @@ class UniPcScheduler:
         return self._predict(index)
 
     def add_noise(self, latents: FloatArray, noise: FloatArray, index: int) -> FloatArray:
-        alpha_t, sigma_t = alpha_sigma(self._sigmas[index])
+        alpha_t, sigma_t = self._alpha_sigma(index)
         noised: FloatArray = alpha_t * latents + sigma_t * noise
         return noised
+
+    def _flow_levels(self, steps: int, tokens: int | None) -> tuple[npt.NDArray[np.int64], Float64Array]:
+        """Timesteps and noise levels of flow matching, even before they are shifted."""
+        settings, train = self.settings, self.settings.num_train_timesteps
+        even = np.linspace(1, 1 / train, steps + 1)[:-1]
+        wide = stretched(shifted(even, settings, settings.flow_shift, tokens, self.name), settings.shift_terminal)
+        levels = wide.astype(np.float64)
+        if abs(levels[0] - 1) < NEAR_ONE:
+            levels[0] -= NEAR_ONE
+        return (levels * train).astype(np.int64), levels
+
+    def _alpha_sigma(self, index: int) -> tuple[np.float32, np.float32]:
+        return alpha_sigma(self._sigmas[index], flow=self.settings.use_flow_sigmas)
 
     def _predict(self, index: int) -> FloatArray:
         """UniP: the latents at level `index + 1` from those at `index`."""
@@ -180,15 +203,15 @@ class UniPcScheduler:
 
     def _expansion(self, index: int, order: int) -> _Expansion:
         """What predictor and corrector share for the step from level `index` to the next one."""
-        alpha_t, sigma_t = alpha_sigma(self._sigmas[index + 1])
-        alpha_s, sigma_s = alpha_sigma(self._sigmas[index])
+        alpha_t, sigma_t = self._alpha_sigma(index + 1)
+        alpha_s, sigma_s = self._alpha_sigma(index)
         lambda_s = log_snr(alpha_s, sigma_s)
         h = log_snr(alpha_t, sigma_t) - lambda_s
         originals = self._run.originals
         ratios, differences = [], []
         for back in range(1, order):
             with np.errstate(divide="ignore"):  # a last step of no length, to sigma_min, where x_0 has no slope
-                ratio = (log_snr(*alpha_sigma(self._sigmas[index - back])) - lambda_s) / h
+                ratio = (log_snr(*self._alpha_sigma(index - back)) - lambda_s) / h
             ratios.append(ratio)
             differences.append((originals[-1 - back] - originals[-1]) / ratio)
         growth = np.expm1(-h)

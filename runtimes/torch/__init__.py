@@ -9,6 +9,7 @@ from __future__ import annotations
 import threading
 from collections.abc import Iterator, Mapping
 from contextlib import contextmanager
+from pathlib import Path
 
 import numpy as np
 import torch
@@ -16,10 +17,14 @@ import torch
 from ...core.artifact import Component
 from ...core.device import Device
 from ...core.errors import BadArtifact, BadInput, DeviceError, MissingDependency, RuntimeFailure, VitrifyError
+from ...core.json_file import read_json_object
 from ...core.tensors import Array, TensorSpec, check_tensors
 from ..base import Options, Placement, Probe
+from ..low_rank import LowRank, Override, no_weight, wrong_shape
+from .branches import add_branches
 from .modules import load
 from .quantized import load_stored
+from .single_file import load_single_file
 
 _THREADS = threading.Lock()
 
@@ -88,14 +93,14 @@ class TorchRuntime:
         component: Component,
         device: Device,
         options: Options,
-        overrides: Mapping[str, Array] | None = None,
+        overrides: Mapping[str, Override] | None = None,
     ) -> TorchSession:
         """Load the module and its weights.
 
         Raises:
             DeviceError: no such device here.
             BadArtifact: the library does not load the folder, or lacks weights in it.
-            BadInput: an override has no weight of its name and shape, or it is quantized.
+            BadInput: an override has no weight of its name and shape, or replaces one that is quantized.
             MissingDependency: diffusers, transformers or the library of the weights' precision is missing or broken.
         """
         # "cpu:0" is the CPU and "cuda" the first GPU; their other numbers must be there
@@ -107,7 +112,7 @@ class TorchRuntime:
             )
         place = torch.device(named)
         module, stored = _load(component, place)
-        _override(module, stored, overrides or {})
+        _override(module, stored, overrides or {}, place)
         kinds = "".join(f" over {kind}" for kind in [" and ".join(sorted(set(stored.values())))] if kind)
         return TorchSession(component, module, place, options.threads, f"float32{kinds}")
 
@@ -117,7 +122,11 @@ def _load(component: Component, device: torch.device) -> tuple[torch.nn.Module, 
     try:
         if component.weights:
             return load_stored(component, device)
-        module = load(component.details["kind"], component.graph_path.parent, component.details.get("variant"))
+        kind, path, file = component.details["kind"], component.graph_path, component.details.get("single_file")
+        if file is not None:
+            module = load_single_file(kind, Path(file), path, read_json_object(path))
+        else:
+            module = load(kind, path.parent, component.details.get("variant"))
         return module.to(device), {}
     except VitrifyError:
         raise
@@ -130,26 +139,30 @@ def _load(component: Component, device: torch.device) -> tuple[torch.nn.Module, 
         raise BadArtifact(f"{component.graph} does not load: {_first_line(exc)}", "Download the model again.") from exc
 
 
-def _override(module: torch.nn.Module, stored: Mapping[str, str], changed: Mapping[str, Array]) -> None:
-    """Put changed weights in place; `stored` names the layers whose weights cannot be changed."""
+def _override(
+    module: torch.nn.Module, stored: Mapping[str, str], changed: Mapping[str, Override], device: torch.device
+) -> None:
+    """Put changed weights in place, and branches beside layers; `stored` names those that take branches alone."""
     state = dict(module.named_parameters(remove_duplicate=False))
+    branches: dict[str, LowRank] = {}
     for name, value in changed.items():
+        if isinstance(value, LowRank):
+            branches[name] = value
+            continue
         kind = stored.get(name.removesuffix(".weight"))
         if kind is not None and name.endswith(".weight"):
             raise BadInput(
                 f"Override {name}: the weight is stored in {kind}, which takes no changed weight.",
-                "Keep that layer when you compile (--quant RECIPE:keep=NAME), or open the model in float32.",
+                "Give a low-rank change, or keep that layer when you compile (--quant RECIPE:keep=NAME).",
             )
         target = state.get(f"module.{name}")
         if target is None:
-            raise BadInput(f"Override {name}: the model has no such weight.", "Check its name in the state dict.")
+            raise no_weight(name, "the model")
         if tuple(target.shape) != value.shape:
-            raise BadInput(
-                f"Override {name} has shape {list(value.shape)}, expected {list(target.shape)}.",
-                "Give the whole changed weight, in the model's own shape.",
-            )
+            raise wrong_shape(name, value.shape, target.shape)
         with torch.no_grad():
             target.copy_(torch.from_numpy(np.array(value, order="C")))
+    add_branches(module, branches, device)
 
 
 RUNTIME = TorchRuntime()

@@ -7,14 +7,17 @@ and outputs. A wrapper holds the library's module as `module`; its state dict is
 from __future__ import annotations
 
 import contextlib
+import importlib
 import logging
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from pathlib import Path
-from typing import Any
+from typing import Any, NamedTuple
 
 import torch
 
-from ...core.errors import BadArtifact
+from ...core.errors import BadArtifact, BadInput
+from ...core.json_file import read_json_object
+from .control import ControlNet, UnetControl
 
 
 class ClipText(torch.nn.Module):
@@ -27,6 +30,43 @@ class ClipText(torch.nn.Module):
     def forward(self, input_ids: torch.Tensor) -> tuple[torch.Tensor, ...]:
         out = self.module(input_ids=input_ids, return_dict=True)
         return out.last_hidden_state, out.pooler_output
+
+
+class ClipTextHidden(ClipText):
+    """`ClipText`, and the states [batch, tokens, dim] before the first layer and after each of them."""
+
+    def forward(self, input_ids: torch.Tensor) -> tuple[torch.Tensor, ...]:
+        out = self.module(input_ids=input_ids, output_hidden_states=True, return_dict=True)
+        return (out.last_hidden_state, out.pooler_output, *out.hidden_states)
+
+
+class ClipTextProjection(ClipText):
+    """input_ids int64 [batch, tokens] -> text_embeds [batch, projection], last_hidden_state, and all layers' states."""
+
+    def forward(self, input_ids: torch.Tensor) -> tuple[torch.Tensor, ...]:
+        out = self.module(input_ids=input_ids, output_hidden_states=True, return_dict=True)
+        return (out.text_embeds, out.last_hidden_state, *out.hidden_states)
+
+
+class Called(torch.nn.Module):
+    """The library's module, called with its own keywords: tensors in the order of `names` -> its first output.
+
+    names: keywords of the module's forward, which are the component's inputs too.
+    """
+
+    def __init__(self, module: torch.nn.Module, names: Sequence[str]) -> None:
+        super().__init__()
+        self.module = module
+        self.names = tuple(names)
+
+    def forward(self, *tensors: torch.Tensor) -> tuple[torch.Tensor, ...]:
+        out: tuple[torch.Tensor, ...] = self.module(**dict(zip(self.names, tensors, strict=True)), return_dict=False)
+        return out[:1]
+
+
+def called(*names: str) -> Callable[[torch.nn.Module], torch.nn.Module]:
+    """A wrapper for `KINDS`: the module called with these keywords."""
+    return lambda module: Called(module, names)
 
 
 class Unet(torch.nn.Module):
@@ -43,8 +83,105 @@ class Unet(torch.nn.Module):
         return out
 
 
+class UnetWithGuidance(Unet):
+    """`Unet` with timestep_cond [batch, dim]: the guidance that a latent consistency model was distilled with."""
+
+    def forward(  # type: ignore[override]
+        self,
+        sample: torch.Tensor,
+        timestep: torch.Tensor,
+        encoder_hidden_states: torch.Tensor,
+        timestep_cond: torch.Tensor,
+    ) -> tuple[torch.Tensor, ...]:
+        out: tuple[torch.Tensor, ...] = self.module(
+            sample, timestep, encoder_hidden_states, timestep_cond=timestep_cond, return_dict=False
+        )
+        return out
+
+
+class UnetWithSizes(Unet):
+    """`Unet` with text_embeds [batch, dim] and time_ids [batch, 6 or 5]: SDXL's pooled text and sizes."""
+
+    def forward(  # type: ignore[override]
+        self,
+        sample: torch.Tensor,
+        timestep: torch.Tensor,
+        encoder_hidden_states: torch.Tensor,
+        text_embeds: torch.Tensor,
+        time_ids: torch.Tensor,
+    ) -> tuple[torch.Tensor, ...]:
+        added = {"text_embeds": text_embeds, "time_ids": time_ids}
+        out: tuple[torch.Tensor, ...] = self.module(
+            sample, timestep, encoder_hidden_states, added_cond_kwargs=added, return_dict=False
+        )
+        return out
+
+
+class UnetWithSizesAndGuidance(Unet):
+    """`UnetWithSizes` with timestep_cond [batch, dim]: a latent consistency model of SDXL."""
+
+    def forward(  # type: ignore[override]
+        self,
+        sample: torch.Tensor,
+        timestep: torch.Tensor,
+        encoder_hidden_states: torch.Tensor,
+        timestep_cond: torch.Tensor,
+        text_embeds: torch.Tensor,
+        time_ids: torch.Tensor,
+    ) -> tuple[torch.Tensor, ...]:
+        out: tuple[torch.Tensor, ...] = self.module(
+            sample,
+            timestep,
+            encoder_hidden_states,
+            timestep_cond=timestep_cond,
+            added_cond_kwargs={"text_embeds": text_embeds, "time_ids": time_ids},
+            return_dict=False,
+        )
+        return out
+
+
+def unet(module: torch.nn.Module) -> torch.nn.Module:
+    """The wrapper that fits a UNet2DConditionModel's config."""
+    config: Any = module.config
+    if config.addition_embed_type == "text_time":
+        return UnetWithSizesAndGuidance(module) if config.time_cond_proj_dim else UnetWithSizes(module)
+    return UnetWithGuidance(module) if config.time_cond_proj_dim else Unet(module)
+
+
+class LanguageStates(torch.nn.Module):
+    """input_ids, attention_mask int64 [batch, tokens] -> last_hidden_state [batch, tokens, dim] of a language model."""
+
+    def __init__(self, module: torch.nn.Module) -> None:
+        super().__init__()
+        model: Any = module
+        # transformers 4 takes torch's own attention for Gemma 2, and leaves out the bound on its scores
+        model.set_attn_implementation("eager")
+        self.module = module
+
+    def forward(self, input_ids: torch.Tensor, attention_mask: torch.Tensor) -> tuple[torch.Tensor, ...]:
+        out = self.module(input_ids=input_ids, attention_mask=attention_mask, use_cache=False, return_dict=True)
+        return (out.last_hidden_state,)
+
+
+def sana(module: torch.nn.Module) -> torch.nn.Module:
+    """The wrapper of a SanaTransformer2DModel; those of Sprint models are also told the guidance."""
+    config: Any = module.config
+    names = ("hidden_states", "encoder_hidden_states", "timestep", "encoder_attention_mask")
+    return Called(module, (*names, "guidance") if config.guidance_embeds else names)
+
+
+def flux(module: torch.nn.Module) -> torch.nn.Module:
+    """The wrapper that fits a FluxTransformer2DModel's config: dev is told the guidance, schnell is not."""
+    config: Any = module.config
+    names = (*_SD3, "img_ids", "txt_ids")
+    return Called(module, (*names, "guidance") if config.guidance_embeds else names)
+
+
 class VaeEncoder(torch.nn.Module):
-    """sample [batch, 3, height, width] in -1..1 -> latent_parameters [batch, 8, h, w]: means, then log variances."""
+    """sample [batch, 3, height, width] in -1..1 -> latent_parameters [batch, 8, h, w]: means, then log variances.
+
+    An autoencoder without variances (tiny ones, deep compression ones) gives its latents: [batch, channels, h, w].
+    """
 
     def __init__(self, module: torch.nn.Module) -> None:
         super().__init__()
@@ -52,7 +189,8 @@ class VaeEncoder(torch.nn.Module):
 
     def forward(self, sample: torch.Tensor) -> tuple[torch.Tensor, ...]:
         vae: Any = self.module
-        return (vae.encode(sample).latent_dist.parameters,)
+        out = vae.encode(sample)
+        return (out.latent_dist.parameters if hasattr(out, "latent_dist") else out[0],)
 
 
 class VaeDecoder(torch.nn.Module):
@@ -79,49 +217,60 @@ class ImageClassifier(torch.nn.Module):
         return (self.module(pixel_values=pixel_values, return_dict=True).logits,)
 
 
-def _diffusers(name: str) -> Callable[[], Any]:
-    def load() -> Any:
+class Kind(NamedTuple):
+    """How a kind of component is made.
+
+    wrap: the library's module -> a flat function of tensors. library: diffusers or transformers. names: the classes
+    there that it may be; the first where the config names none of them.
+    """
+
+    wrap: Callable[[torch.nn.Module], torch.nn.Module]
+    library: str
+    names: tuple[str, ...]
+
+    def load_class(self, config: Mapping[str, Any]) -> Any:
+        """The library's class for this config."""
+        named = config.get("_class_name")
         with quiet_imports():
-            import diffusers
-
-            return getattr(diffusers, name)
-
-    return load
+            library = importlib.import_module(self.library)
+            return getattr(library, named if named in self.names else self.names[0])
 
 
-def _transformers(name: str) -> Callable[[], Any]:
-    def load() -> Any:
-        with quiet_imports():
-            import transformers
-
-            return getattr(transformers, name)
-
-    return load
+_SD3 = ("hidden_states", "encoder_hidden_states", "pooled_projections", "timestep")
+_VAE = ("AutoencoderKL", "AutoencoderTiny", "AutoencoderDC")
 
 
-# kind -> (wrapper, the library's class)
-KINDS: dict[str, tuple[type[torch.nn.Module], Callable[[], Any]]] = {
-    "clip_text": (ClipText, _transformers("CLIPTextModel")),
-    "unet": (Unet, _diffusers("UNet2DConditionModel")),
-    "vae_encoder": (VaeEncoder, _diffusers("AutoencoderKL")),
-    "vae_decoder": (VaeDecoder, _diffusers("AutoencoderKL")),
-    "image_classifier": (ImageClassifier, _transformers("AutoModelForImageClassification")),
+KINDS: dict[str, Kind] = {
+    "clip_text": Kind(ClipText, "transformers", ("CLIPTextModel",)),
+    "clip_text_hidden": Kind(ClipTextHidden, "transformers", ("CLIPTextModel",)),
+    "clip_text_projection": Kind(ClipTextProjection, "transformers", ("CLIPTextModelWithProjection",)),
+    "unet": Kind(unet, "diffusers", ("UNet2DConditionModel",)),
+    "unet_control": Kind(UnetControl, "diffusers", ("UNet2DConditionModel",)),
+    "controlnet": Kind(ControlNet, "diffusers", ("ControlNetModel",)),
+    "vae_encoder": Kind(VaeEncoder, "diffusers", _VAE),
+    "vae_decoder": Kind(VaeDecoder, "diffusers", _VAE),
+    "gemma2_text": Kind(LanguageStates, "transformers", ("Gemma2Model",)),
+    "sana_transformer": Kind(sana, "diffusers", ("SanaTransformer2DModel",)),
+    "t5_encoder": Kind(called("input_ids"), "transformers", ("T5EncoderModel",)),
+    "sd3_transformer": Kind(called(*_SD3), "diffusers", ("SD3Transformer2DModel",)),
+    "flux_transformer": Kind(flux, "diffusers", ("FluxTransformer2DModel",)),
+    "image_classifier": Kind(ImageClassifier, "transformers", ("AutoModelForImageClassification",)),
 }
 
 
 def build(kind: str, config: dict[str, Any]) -> torch.nn.Module:
     """The wrapped module made from a config.json's content, with fresh weights on the current default device."""
-    wrapper, load_class = KINDS[kind]
-    cls = load_class()
+    known = KINDS[kind]
+    cls = known.load_class(config)
     with quiet_imports():  # the libraries import a model's own file when it is made
-        if kind == "clip_text":
-            return wrapper(cls(cls.config_class.from_dict(config)).eval())
-        if kind == "image_classifier":
+        if known.library == "diffusers":
+            return known.wrap(cls.from_config(config).eval())
+        if known.names[0].startswith("Auto"):
             from transformers import AutoConfig
 
             given = {k: v for k, v in config.items() if k != "model_type"}
-            return wrapper(cls.from_config(AutoConfig.for_model(config["model_type"], **given)).eval())
-        return wrapper(cls.from_config(config).eval())
+            return known.wrap(cls.from_config(AutoConfig.for_model(config["model_type"], **given)).eval())
+        return known.wrap(cls(cls.config_class.from_dict(config)).eval())
 
 
 def build_empty(kind: str, config: dict[str, Any]) -> torch.nn.Module:
@@ -138,18 +287,24 @@ def load(kind: str, folder: Path, variant: str | None = None) -> torch.nn.Module
     Raises:
         BadArtifact: the checkpoint lacks weights, or they have other shapes: the libraries would make up random ones.
     """
-    wrapper, load_class = KINDS[kind]
-    word = "dtype" if _takes_dtype() or kind not in ("clip_text", "image_classifier") else "torch_dtype"
-    if kind in ("unet", "vae_encoder", "vae_decoder"):
-        word = "torch_dtype"
+    known = KINDS[kind]
+    word = "dtype" if known.library == "transformers" and _takes_dtype() else "torch_dtype"
     given = {word: torch.float32, "variant": variant, "use_safetensors": True, "local_files_only": True}
     with no_bars(), quiet_imports():
-        module, info = load_class().from_pretrained(str(folder), output_loading_info=True, **given)
+        cls = known.load_class(_config(folder))
+        module, info = cls.from_pretrained(str(folder), output_loading_info=True, **given)
     lost = sorted(map(str, [*info["missing_keys"], *info["mismatched_keys"]]))
     if lost:
         more = f" and {len(lost) - 3} more" if len(lost) > 3 else ""
         raise BadArtifact(f"{folder} lacks {', '.join(lost[:3])}{more}.", "Download the model again, whole.")
-    return wrapper(module.eval())
+    return known.wrap(module.eval())
+
+
+def _config(folder: Path) -> dict[str, Any]:
+    try:
+        return read_json_object(folder / "config.json")
+    except BadInput as exc:  # of a component that is opened it is a damaged part
+        raise BadArtifact(exc.what, "Download the model again, whole.") from exc
 
 
 # what they warn of concerns kernels and processors that nothing here uses, or names that they are about to change

@@ -14,7 +14,7 @@ GENERATE = [
     (["--width", 0], 2, "bad_input", "width", "16"),
     (["--height", 0], 2, "bad_input", "height", "16"),
     (["--seed", -1], 2, "bad_input", "seed is -1", "random"),
-    (["--scheduler", "heun"], 2, "bad_input", "heun", "euler"),
+    (["--scheduler", "huen"], 2, "bad_input", "huen", "Did you mean heun?"),
     (["--steps", 0], 2, "bad_input", "steps"),
     (["--steps", -3], 2, "bad_input", "steps"),
     (["--steps", 2000], 2, "bad_input", "steps"),

@@ -31,7 +31,7 @@ def test_a_folder_that_is_no_model(at: Any, refuses: Refuses) -> None:
 
 
 def test_a_file_instead_of_a_folder(at: Any, refuses: Refuses) -> None:
-    refuses(["export", at.picture, "-o", at.out], 2, "bad_input", "is a file")
+    refuses(["export", at.picture, "-o", at.out], 2, "bad_input", "is not a safetensors file")
 
 
 def test_a_truncated_checkpoint(at: Any, refuses: Refuses) -> None:
@@ -68,12 +68,12 @@ def test_a_pickle_is_all_there_is(at: Any, refuses: Refuses) -> None:
 
 def test_an_unsupported_pipeline(at: Any, refuses: Refuses) -> None:
     folder = at.copy(at.diffusion)
-    at.edit(folder / "model_index.json", lambda d: d.update(_class_name="FluxPipeline"))
+    at.edit(folder / "model_index.json", lambda d: d.update(_class_name="WanPipeline"))
     refuses(
         ["export", folder, "-o", at.out],
         2,
         "bad_input",
-        "FluxPipeline, which is not supported",
+        "WanPipeline, which is not supported",
         "StableDiffusionPipeline",
     )
 

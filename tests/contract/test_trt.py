@@ -20,7 +20,7 @@ trt = pytest.importorskip("tensorrt_rtx", reason="needs vitrify[tensorrt-rtx]")
 
 from vitrify.core.artifact import Component  # noqa: E402
 from vitrify.core.device import Device  # noqa: E402
-from vitrify.core.errors import BadArtifact, BadInput, DeviceError, RuntimeFailure  # noqa: E402
+from vitrify.core.errors import BadArtifact, BadInput, DeviceError, RuntimeFailure, UsageError  # noqa: E402
 from vitrify.core.registry import RUNTIMES, load_runtime, runtime_for  # noqa: E402
 from vitrify.core.tensors import DType, TensorSpec  # noqa: E402
 from vitrify.export.plan import build_plan  # noqa: E402
@@ -122,7 +122,7 @@ def test_a_plan_for_another_version_or_system_is_refused(plan: Component, requir
 
 
 def test_a_plans_weights_cannot_be_changed(plan: Component) -> None:
-    with pytest.raises(BadInput, match=r"weights cannot be changed.*Compile the artifact with the LoRA"):
+    with pytest.raises(UsageError, match=r"weights cannot be changed.*Run the artifact that it was compiled from"):
         RUNTIME.open(plan, Device("cuda"), Options(), {"classifier.bias": np.zeros(5, np.float32)})
 
 

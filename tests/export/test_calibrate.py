@@ -93,7 +93,8 @@ def test_the_prompts_of_a_file_are_drawn(drawing: Artifact, tmp_path: Path) -> N
     assert distinct(states) == 2
     pipeline: Any = load(drawing, "cpu")
     try:
-        wanted = pipeline.encode_prompt(["a green dragon"], "")[1]
+        given = pipeline.family.encode_prompt(["a green dragon"], "", (64, 64), 1.0).positive
+        wanted = given["encoder_hidden_states"][0]
     finally:
         pipeline.close()
     assert np.abs(states[0] - wanted).max() < 1e-5

@@ -73,13 +73,13 @@ def test_an_index_without_other_parts_stays_as_it_is(diffusion: Path, written: C
 def test_a_model_whose_scheduler_we_do_not_have_is_exported_and_drawn_with_another(
     diffusion_artifact: Path, diffusion: Path, tmp_path: Path
 ) -> None:
-    edit(diffusion / "scheduler/scheduler_config.json", _class_name="HeunDiscreteScheduler", use_karras_sigmas=False)
+    edit(diffusion / "scheduler/scheduler_config.json", _class_name="DDPMScheduler", variance_type="fixed_small")
     done = ExportJob(open_source(diffusion), tmp_path / "out", verify=True).run()
-    assert "its scheduler HeunDiscreteScheduler is not one of ours: generate needs --scheduler" in done.notes
-    assert done.artifact.pipeline["scheduler"]["_class_name"] == "HeunDiscreteScheduler"
+    assert "its scheduler DDPMScheduler is not one of ours: generate needs --scheduler" in done.notes
+    assert done.artifact.pipeline["scheduler"]["_class_name"] == "DDPMScheduler"
     assert done.artifact.proof["images"]["pictures"] == 2
     pipeline = vitrify.load(done.artifact, "cpu")
-    with pytest.raises(BadInput, match=r"scheduler class 'HeunDiscreteScheduler' is not supp.*Name one instead: ddim"):
+    with pytest.raises(BadInput, match=r"scheduler class 'DDPMScheduler' is not supp.*Name one instead: ddim"):
         pipeline.generate("a red apple", steps=2, seed=1)
     own = vitrify.load(diffusion_artifact, "cpu")
     drawn = [p.generate("a red apple", steps=3, seed=1, scheduler="ddim").images[0] for p in (pipeline, own)]

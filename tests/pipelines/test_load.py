@@ -16,7 +16,7 @@ from PIL import Image
 import vitrify
 from vitrify.core.device import Device
 from vitrify.core.errors import BadArtifact, DeviceError, RuntimeFailure, UsageError, VitrifyError
-from vitrify.pipelines.load import _devices
+from vitrify.pipelines.opening import _devices
 from vitrify.runtimes.base import Probe
 
 PICTURE = Image.fromarray(np.random.default_rng(0).integers(0, 256, (40, 50, 3), dtype=np.uint8))

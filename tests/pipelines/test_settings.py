@@ -8,9 +8,10 @@ import pytest
 from PIL import Image
 
 from vitrify.core.errors import BadInput
+from vitrify.pipelines.families import pipeline_settings
 from vitrify.pipelines.preprocess import ImagePreprocessor
-from vitrify.pipelines.schedulers import EXCHANGEABLE_CLASSES, SCHEDULERS, scheduler_from_config
-from vitrify.pipelines.settings import prepared_size, sd_settings
+from vitrify.pipelines.schedulers import EXCHANGEABLE_CLASSES, scheduler_from_config, scheduler_names
+from vitrify.pipelines.settings import prepared_size
 
 PREPROCESSING: list[dict[str, Any]] = [
     {"image_processor_type": "ViTImageProcessor"},
@@ -35,18 +36,20 @@ def test_the_size_of_prepared_pictures_is_known_before_there_is_one(config: dict
     assert made == {known} if known else len(made) > 1
 
 
-UNET = {"sample_size": 8, "block_out_channels": [8, 8], "in_channels": 4}
-VAE = {"block_out_channels": [8, 8], "latent_channels": 4}
+CONFIGS: dict[str, Any] = {
+    "unet": {"sample_size": 8, "block_out_channels": [8, 8], "in_channels": 4},
+    "vae": {"block_out_channels": [8, 8], "latent_channels": 4},
+}
 
 
 @pytest.mark.parametrize("name", EXCHANGEABLE_CLASSES)
 def test_a_scheduler_that_another_can_stand_in_for_is_kept(name: str) -> None:
     config = {"_class_name": name, "beta_schedule": "scaled_linear", "prediction_type": "v_prediction"}
-    settings = sd_settings(UNET, VAE, config | {"_diffusers_version": "0"})
+    settings = pipeline_settings("sd", CONFIGS, config | {"_diffusers_version": "0"}, {})
     assert settings["scheduler"] == config
     with pytest.raises(BadInput, match=rf"'{name}' is not supported\. Name one instead: ddim, euler"):
         scheduler_from_config(settings["scheduler"])
-    for ours in set(SCHEDULERS) - {"pndm"}:  # which needs an option that only its own models set
+    for ours in set(scheduler_names(config)) - {"pndm"}:  # which needs an option that only its own models set
         scheduler_from_config(settings["scheduler"], ours)
 
 
@@ -55,4 +58,4 @@ def test_a_scheduler_that_another_can_stand_in_for_is_kept(name: str) -> None:
 )
 def test_a_scheduler_that_none_can_stand_in_for_is_refused(config: dict[str, Any]) -> None:
     with pytest.raises(BadInput):
-        sd_settings(UNET, VAE, config)
+        pipeline_settings("sd", CONFIGS, config, {})

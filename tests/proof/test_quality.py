@@ -114,13 +114,15 @@ def opener(pipeline: Any) -> Opened:
     def opened(component: str = "", change: Callable[[np.ndarray], np.ndarray] | None = None) -> Any:
         @contextmanager
         def changed() -> Iterator[Any]:
-            sessions = pipeline.sessions
-            if change is not None:
-                pipeline.sessions = {**sessions, component: Changed(sessions[component], change)}
+            if change is None:
+                yield pipeline
+                return
+            kept = pipeline.sessions[component]
+            pipeline.sessions[component] = Changed(kept, change)
             try:
                 yield pipeline
             finally:
-                pipeline.sessions = sessions
+                pipeline.sessions[component] = kept
 
         return changed
 

@@ -11,8 +11,8 @@ import time
 import pytest
 from PIL import Image
 
-from vitrify.pipelines.schedulers import scheduler_names
-from vitrify.serve.a1111_text import SAMPLERS, not_done, sampler, settings_in, with_text
+from vitrify.pipelines.schedulers import SCHEDULERS
+from vitrify.serve.a1111_text import label_of, not_done, sampler, settings_in, with_text
 from vitrify.serve.errors import BadField
 
 API = "/sdapi/v1"
@@ -127,21 +127,22 @@ def test_pictures_may_be_left_out(http):
     assert info["all_seeds"] == [3]
 
 
-@pytest.mark.parametrize(("ours", "names"), [(ours, (label, *more)) for ours, (label, more) in SAMPLERS.items()])
-def test_samplers(ours, names):
-    for name in (*names, ours, names[0].lower()):
+@pytest.mark.parametrize("ours", SCHEDULERS)
+def test_samplers(ours):
+    row = SCHEDULERS[ours]
+    for name in (row.label, *row.others, ours, row.label.lower()):
         assert sampler(name, None) == (ours, True)
-
-
-def test_every_scheduler_has_a_name_there():
-    assert set(SAMPLERS) == set(scheduler_names())
+    assert label_of(ours) == row.label
 
 
 def test_schedules():
     assert sampler("DPM++ 2M", "Karras") == ("dpmpp_2m_karras", True)
     assert sampler("DPM++ 2M Karras", "automatic") == ("dpmpp_2m_karras", True)
     assert sampler("DPM++ 2M", "Automatic") == ("dpmpp_2m", True)
-    assert sampler("Euler", "Karras") == ("euler", False)
+    assert sampler("DPM++ SDE", "karras") == ("dpmpp_sde_karras", True)
+    assert sampler("Euler", "Karras") == ("euler_karras", True)
+    assert sampler("DDIM", "Karras") == ("ddim", False)
+    assert sampler(None, "Karras") == (None, False)
     assert sampler(None, "Exponential") == (None, False)
     with pytest.raises(BadField, match="DPM\\+\\+ 2M Karras"):
         sampler("Restart", None)
@@ -176,6 +177,8 @@ def test_eta_counts_where_the_sampler_has_one():
     assert not_done({"eta": 1.0}, "ddim") == ["eta"]
     assert not_done({"eta": 0.5}, "euler") == []
     assert not_done({"eta": None}, "ddim") == []
+    assert not_done({"eta": 0}, "dpm2_a_karras") == ["eta"]
+    assert not_done({"eta": 1}, "dpmpp_2m_sde_karras") == []
 
 
 def test_progress_and_interrupt(http, server, drawing):

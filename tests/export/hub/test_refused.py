@@ -126,11 +126,11 @@ def bare(files: dict[str, bytes], name: str, **changed: Any) -> dict[str, bytes]
 
 BERT = {"model_type": "bert", "architectures": ["BertForMaskedLM"]}
 UNSUPPORTED = {
-    "another pipeline": lambda hub: bare(hub.pipeline(), "model_index.json", _class_name="FluxPipeline"),
+    "another pipeline": lambda hub: bare(hub.pipeline(), "model_index.json", _class_name="WanPipeline"),
     "another model type": lambda hub: bare(hub.faces(), "config.json", **BERT),
     "another head": lambda hub: bare(hub.faces(), "config.json", architectures=["ViTModel"]),
     "no preprocessing": lambda hub: {n: d for n, d in hub.faces().items() if n != "preprocessor_config.json"},
-    "inpainting": lambda hub: bare(hub.pipeline(), "unet/config.json", in_channels=9),
+    "depth": lambda hub: bare(hub.pipeline(), "unet/config.json", in_channels=5),
 }
 
 

@@ -1,0 +1,1 @@
+"""Single checkpoints in the original layouts of Stable Diffusion and Flux, as sources of an export."""

@@ -1,0 +1,367 @@
+"""Prompts, and pictures, to pictures with a diffusion model: condition, noise, denoise, decode."""
+
+from __future__ import annotations
+
+import time
+from collections.abc import Callable, Iterator, Mapping, Sequence
+from dataclasses import dataclass, field, replace
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+from PIL import Image
+
+from ..core.errors import BadArtifact, BadInput, Cancelled, UsageError
+from ..core.machine import forget_peak, peak_resident
+from ..runtimes.base import Session
+from .adapters import Adapters
+from .autoencoder import Autoencoder
+from .budget import Budget
+from .components import Components
+from .control import Controls, ControlUnit
+from .families import FAMILIES
+from .families.base import Conditioning, FloatArray, Rows, as_inputs, check_finite
+from .first_latents import Kept, blended, first_latents
+from .generation import MAX_SEED as MAX_SEED
+from .generation import Generation, Strengths, prompts_of, seeds_of
+from .hooks import Hook
+from .pictures_in import Picture, Start, start_of
+from .random import Generator, generator
+from .schedulers import Scheduler, scheduler_from_config
+
+MAX_SIDE = 4096
+
+
+@dataclass(frozen=True)
+class Step:
+    """One denoising step that is done. number: from 1. latents: float32 [batch, channels, h, w], after the step."""
+
+    number: int
+    total: int
+    timestep: float
+    latents: FloatArray
+
+
+@dataclass(frozen=True)
+class GenerateResult:
+    """Pictures, and everything needed to make them again.
+
+    parameters: one table a picture. timings: seconds a stage; "steps" holds one number a step.
+    memory: within a budget, the bytes allowed, those at the peak, and what was done to stay within it.
+    notes: one line each for what of the prompts was not read.
+    """
+
+    images: list[Image.Image]
+    seed: int
+    parameters: list[dict[str, Any]]
+    timings: dict[str, Any]
+    placement: dict[str, dict[str, str]] = field(default_factory=dict)
+    memory: dict[str, Any] | None = None
+    notes: tuple[str, ...] = ()
+
+
+class _Batch:
+    """One stream of random numbers a picture, so that each is the same alone and in a batch."""
+
+    def __init__(self, streams: Sequence[Generator]) -> None:
+        self._streams = streams
+
+    def normal(self, shape: Sequence[int]) -> FloatArray:
+        return np.concatenate([stream.normal((1, *shape[1:])) for stream in self._streams])
+
+
+class DiffusionPipeline:
+    """The one loop of all families.
+
+    Args:
+        sessions: component -> session.
+        settings: the manifest's `pipeline` part; its `family` says whose conditioning and denoiser's call it is.
+        root: the artifact's folder, for the tokenizers.
+
+    Raises:
+        BadInput: a tokenizer's files are missing or damaged.
+        BadArtifact: the settings hold a number that makes no sense.
+    """
+
+    def __init__(self, sessions: Mapping[str, Session], settings: Mapping[str, Any], root: Path) -> None:
+        self.sessions = sessions
+        self.settings = settings
+        self.family = FAMILIES[settings["family"]](sessions, settings, root)
+        latents = settings["latents"]
+        self.scale, self.channels = int(latents["scale"]), int(latents["channels"])
+        self.denoiser_channels = int(latents.get("denoiser", self.channels))
+        # a UNet halves the latents several times, and its graph joins them again at the very same sizes
+        self.unit = self.scale * int(latents.get("multiple", 1))
+        self.height, self.width = (int(side) for side in settings["size"])
+        self.adapters = Adapters(sessions, self.family)
+        self.vae = Autoencoder(sessions, settings["vae"], self.channels, self.scale)
+        self.scheduler = dict(settings["scheduler"])
+        defaults = settings.get("defaults", {})
+        self.steps = int(defaults.get("steps", self.family.steps))
+        self.guidance = float(defaults.get("guidance", self.family.guidance))
+        if min(self.scale, self.channels, self.unit, self.height, self.width) < 1 or not self.vae.scaling:
+            raise BadArtifact(f"The manifest of {root} has a size or a factor below 1.", "Export the model again.")
+
+    @property
+    def placement(self) -> dict[str, dict[str, str]]:
+        """Component -> what really runs it, of those that are open."""
+        return {n: s.placement.to_json() for n, s in self.sessions.items()}
+
+    @property
+    def budget(self) -> Budget | None:
+        """What bounds the memory of the sessions, if anything does."""
+        return self.sessions.budget if isinstance(self.sessions, Components) else None
+
+    @property
+    def fills(self) -> bool:
+        """Whether the denoiser is an inpainting model, which sees the mask and the masked picture."""
+        return self.denoiser_channels > self.channels
+
+    def generate(
+        self,
+        prompt: str | Sequence[str],
+        *,
+        negative_prompt: str = "",
+        width: int | None = None,
+        height: int | None = None,
+        steps: int | None = None,
+        guidance: float | None = None,
+        seed: int | Sequence[int] | None = None,
+        scheduler: str | None = None,
+        batch: int = 1,
+        rng: str = "cpu",
+        image: Picture | None = None,
+        mask: Picture | None = None,
+        strength: float | None = None,
+        control: Sequence[ControlUnit] = (),
+        loras: Mapping[str, Strengths] | None = None,
+        hooks: Sequence[Hook] = (),
+        on_step: Callable[[Step], None] | None = None,
+        cancel: Callable[[], bool] | None = None,
+    ) -> GenerateResult:
+        """Draw `batch` pictures of each prompt, from noise or from a picture.
+
+        Picture i gets the seed `seed + i`, as diffusers does with a list of generators; so it can be made again alone.
+
+        Args:
+            prompt: text, with weights as (red:1.3); longer than the encoder takes, it is encoded in chunks.
+            width, height: pixels; None for the size of `image`, made divisible, or the model's own.
+            steps: from 1 to as many as the model was trained with; None for the model's own number.
+            guidance: of classifier-free guidance; at 1 or less the negative prompt is not used and a step costs half.
+                None for the model's own.
+            seed: from 0 to 2**64 - 1; None draws one. Several: one a picture, in the order of the pictures.
+            scheduler: one of `scheduler_names()`; None for the model's own.
+            rng: "cpu" gives torch's CPU numbers, "philox" those of CUDA.
+            image: the picture to start from, resized to width x height. One for all, or one a picture.
+            mask: grey, of the picture's size: where it is white, something new is drawn. One for all, or one a picture.
+            strength: above 0 to 1, how much of `image` is changed; None is 0.8, and 1 with a mask. That share of the
+                steps is done.
+            control: ControlNets with their pictures; several add up.
+            loras: name or path -> strength, or the denoiser's and the text encoders'; beside those that the prompt
+                names as <lora:name:0.8>. They stay until a call that wants others.
+            hooks: see and may change the request, each step and the result; see `hooks_of`.
+            on_step: is told of each step that is done.
+            cancel: asked before each step.
+
+        Raises:
+            BadInput: a size that the VAE cannot divide, no prompt, steps or a seed out of range, an unknown scheduler,
+                a mask without a picture or of another size, a picture for an artifact that encodes none.
+            UsageError: a number that makes no sense.
+            Cancelled: `cancel` said so.
+        """
+        steps = self.steps if steps is None else steps
+        guidance = self.guidance if guidance is None else guidance
+        if strength is None:
+            strength = 0.8 if mask is None else 1.0
+        prompts = prompts_of(prompt, batch)
+        request = Generation(
+            prompts, seeds_of(seed, len(prompts)), negative_prompt, width, height, steps, guidance, scheduler, rng,
+            image, mask, strength, tuple(control), dict(loras or {}),
+        )  # fmt: skip
+        for hook in hooks:
+            request = hook.before(request)
+        request = self.adapters.wanted(request)
+        result = self._draw(request, hooks, on_step, cancel)
+        for hook in hooks:
+            result = hook.after(result)
+        return result
+
+    def _draw(
+        self,
+        request: Generation,
+        hooks: Sequence[Hook],
+        on_step: Callable[[Step], None] | None,
+        cancel: Callable[[], bool] | None,
+    ) -> GenerateResult:
+        if not np.isfinite(request.guidance):
+            raise UsageError(f"guidance is {request.guidance}.", "Give a number.")
+        count, steps, strength = len(request.prompts), request.steps, request.strength
+        size = self._size(request.height, request.width, request.image)
+        given = start_of(request.image, request.mask, strength, size, count)
+        self._check_task(given)
+        sampler = scheduler_from_config(self.scheduler, request.scheduler)
+        inner = (size[0] // self.scale, size[1] // self.scale)
+        sampler.set_timesteps(steps, sigmas=self.family.sigmas(steps), tokens=self.family.tokens(inner))
+        first = self._first_call(sampler, steps, strength) if given is not None else 0
+        self.adapters.lay_on(request.loras)
+        noise = _Batch([generator(request.rng, one) for one in request.seeds])
+
+        if self.budget is not None:
+            forget_peak()
+        start = time.perf_counter()
+        conditioning = self.family.encode_prompt(request.prompts, request.negative_prompt, size, request.guidance)
+        encoded = time.perf_counter()
+        latents, kept = first_latents(
+            given, self.vae, sampler, first, strength, (count, self.channels, *inner), noise, self.family, self.fills
+        )
+        denoiser = self.sessions[self.family.denoiser]
+        controls = Controls(request.control, denoiser, size, inner, count)
+        before = begun = time.perf_counter()
+        seconds = []
+        loop = self.denoise(
+            latents, conditioning, sampler, request.guidance, noise,
+            first=first, kept=kept, controls=controls, hooks=hooks, cancel=cancel,
+        )  # fmt: skip
+        for step in loop:
+            seconds.append(time.perf_counter() - before)
+            latents = step.latents
+            if on_step is not None:
+                on_step(step)
+            before = time.perf_counter()
+        started = time.perf_counter()
+        images = self.decode(latents)
+        done = time.perf_counter()
+
+        common: dict[str, Any] = {"negative_prompt": request.negative_prompt, "width": size[1], "height": size[0]}
+        common |= {"steps": steps, "guidance": request.guidance, "scheduler": sampler.name, "rng": request.rng}
+        timings: dict[str, Any] = {"encode": encoded - start, "steps": seconds, "decode": done - started}
+        if request.loras:
+            common["loras"] = {name: strength for name, strength in request.loras.items()}
+        if request.control:
+            common["control"] = [unit.to_json() for unit in request.control]
+        if given is not None:
+            common["strength"] = strength
+            timings["encode_picture"] = begun - encoded
+        tables = [{"prompt": p, "seed": one, **common} for p, one in zip(request.prompts, request.seeds, strict=True)]
+        timings["total"] = done - start
+        memory = self.budget.to_json(peak_resident()) if self.budget is not None else None
+        return GenerateResult(images, request.seeds[0], tables, timings, self.placement, memory, conditioning.notes)
+
+    def denoise(
+        self,
+        latents: FloatArray,
+        conditioning: Conditioning,
+        scheduler: Scheduler,
+        guidance: float,
+        noise: Generator,
+        *,
+        first: int = 0,
+        kept: Kept | None = None,
+        controls: Controls | None = None,
+        hooks: Sequence[Hook] = (),
+        cancel: Callable[[], bool] | None = None,
+    ) -> Iterator[Step]:
+        """The loop, one `Step` at a time. latents: float32 [n, channels, h, w], as noisy as call `first` wants them.
+
+        Guidance (Ho and Salimans, arXiv 2207.12598): out = negative + guidance * (positive - negative).
+        """
+        family = self.family
+        denoiser = self.sessions[family.denoiser]
+        rows = conditioning.rows()
+        total = len(scheduler.timesteps)
+        for index in range(first, total):
+            number = index - first + 1
+            if cancel is not None and cancel():
+                raise Cancelled(f"Stopped before step {number} of {total - first}.", "Run it again.")
+            timestep = float(scheduler.timesteps[index])
+            sample = scheduler.scale_model_input(latents, index)
+            given = rows
+            if controls is not None:
+                guided = conditioning.guided
+                given = {**rows, **controls.residuals(sample, timestep, rows, number - 1, total - first, guided=guided)}
+            if kept is not None and kept.channels is not None:
+                sample = np.concatenate([sample, kept.channels], axis=1)
+            if conditioning.guided:
+                sample = np.concatenate([sample, sample])
+            out = self._predicted(denoiser, sample, timestep, given)
+            check_finite(family.denoiser, out, f"at step {number} of {total - first}")
+            if conditioning.guided:
+                negative, positive = np.split(out, 2)
+                out = negative + np.float32(guidance) * (positive - negative)
+            latents = scheduler.step(out, index, latents, noise)
+            if kept is not None and kept.channels is None:
+                latents = blended(latents, kept, scheduler, index + 1, total)
+            step = Step(number, total - first, timestep, latents)
+            for hook in hooks:
+                changed = hook.step(step)
+                step = step if changed is None else replace(step, latents=changed)
+            latents = step.latents
+            yield step
+
+    def _predicted(self, denoiser: Session, sample: FloatArray, timestep: float, rows: Rows) -> FloatArray:
+        """The denoiser's answer; within a budget one row after the other, for activations grow with the rows."""
+        family = self.family
+        if self.budget is None or len(sample) == 1:
+            outputs = denoiser.run(as_inputs(denoiser, family.denoiser_inputs(sample, timestep, rows)))
+            return family.prediction(outputs, sample)
+        self.budget.say(f"{family.denoiser} called once a row")
+        found = []
+        for row in range(len(sample)):
+            one = sample[row : row + 1]
+            given = {n: v[row : row + 1] if len(v) == len(sample) else v for n, v in rows.items()}
+            outputs = denoiser.run(as_inputs(denoiser, family.denoiser_inputs(one, timestep, given)))
+            found.append(family.prediction(outputs, one))
+        return np.concatenate(found)
+
+    def decode(self, latents: FloatArray) -> list[Image.Image]:
+        """Latents, float32 [n, channels, h, w], to pictures."""
+        return self.vae.decode(latents)
+
+    def close(self) -> None:
+        """Close every session."""
+        if isinstance(self.sessions, Components):
+            self.sessions.close()
+            return
+        for session in self.sessions.values():
+            session.close()
+
+    def _check_task(self, given: Start | None) -> None:
+        if self.fills and (given is None or given.mask is None):
+            raise BadInput(
+                "This is an inpainting model: it draws into a picture.", "Give a picture and a mask, or another model."
+            )
+        if given is not None and "vae_encoder" not in self.sessions:
+            raise BadInput(
+                "This artifact has no vae_encoder, so it cannot start from a picture.", "Export the model again."
+            )
+        if given is None and "text2img" not in self.settings["tasks"]:
+            raise BadInput("This is a refiner: it changes pictures that another model drew.", "Give a picture.")
+
+    def _first_call(self, sampler: Scheduler, steps: int, strength: float) -> int:
+        """The index of the first model call of a run that starts from a picture."""
+        skipped = self.family.skipped_steps(steps, strength)
+        if skipped >= steps:
+            raise BadInput(
+                f"A strength of {strength} is less than one of {steps} steps.",
+                f"Give a strength of {1 / steps:.2g} or more, or more steps.",
+            )
+        return skipped * sampler.order
+
+    def _size(self, height: int | None, width: int | None, image: Picture | None) -> tuple[int, int]:
+        """(height, width) in pixels."""
+        unit = self.unit
+        if image is not None and height is None and width is None:
+            one = image if isinstance(image, Image.Image) else next(iter(image))
+            # as diffusers' image processors: the picture's own size, rounded down
+            height, width = (max(unit, side - side % unit) for side in (one.height, one.width))
+        height = self.height if height is None else height
+        width = self.width if width is None else width
+        for name, side in (("height", height), ("width", width)):
+            if not isinstance(side, int):
+                raise BadInput(f"The {name} is {side!r}, not a whole number.", f"Give a multiple of {unit}.")
+            if side > MAX_SIDE:
+                raise BadInput(f"The {name} is {side}; at most {MAX_SIDE} is taken.", f"Give {MAX_SIDE} or less.")
+            if side < unit or side % unit:
+                near = max(unit, round(side / unit) * unit)
+                raise BadInput(f"The {name} is {side}, not a multiple of {unit}.", f"Give {near}.")
+        return height, width

@@ -1,0 +1,83 @@
+"""What is asked of a diffusion pipeline: one row a picture, and how all of them are drawn."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass, field
+from typing import TYPE_CHECKING
+
+import numpy as np
+
+from ..core.errors import BadInput, UsageError
+from .pictures_in import Picture
+from .random import random_seed
+
+if TYPE_CHECKING:
+    from .control import ControlUnit
+
+MAX_SEED = 2**64 - 1
+
+
+Strengths = float | tuple[float, float]
+
+
+@dataclass(frozen=True)
+class Generation:
+    """A request.
+
+    prompts, seeds: one a picture. width, height: pixels; None where they follow from the picture or the model.
+    loras: name or path -> strength, or the denoiser's and the text encoders'. The rest is as in
+    `DiffusionPipeline.generate`.
+    """
+
+    prompts: tuple[str, ...]
+    seeds: tuple[int, ...]
+    negative_prompt: str
+    width: int | None
+    height: int | None
+    steps: int
+    guidance: float
+    scheduler: str | None
+    rng: str
+    image: Picture | None = None
+    mask: Picture | None = None
+    strength: float = 1.0
+    control: tuple[ControlUnit, ...] = ()
+    loras: Mapping[str, Strengths] = field(default_factory=dict)
+
+
+def prompts_of(prompt: str | Sequence[str], batch: int) -> tuple[str, ...]:
+    """One prompt a picture, each `batch` times.
+
+    Raises:
+        BadInput: no prompt. UsageError: a batch below 1.
+    """
+    prompts = [prompt] if isinstance(prompt, str) else list(prompt)
+    if not prompts:
+        raise BadInput("There is no prompt.", "Give at least one.")
+    if batch < 1:
+        raise UsageError(f"batch is {batch}.", "Give 1 or more.")
+    return tuple(p for p in prompts for _ in range(batch))
+
+
+def seeds_of(seed: int | Sequence[int] | None, count: int) -> tuple[int, ...]:
+    """One seed a picture: `seed + i`, or those that are given.
+
+    Raises:
+        BadInput: a seed out of range, or another number of them.
+    """
+    if isinstance(seed, Sequence) and not isinstance(seed, str):
+        if len(seed) != count:
+            raise BadInput(f"There are {len(seed)} seeds for {count} pictures.", "Give one for each picture.")
+        return tuple(_checked_seed(one) for one in seed)
+    first = random_seed() if seed is None else _checked_seed(seed)
+    return tuple(first + number for number in range(count))
+
+
+def _checked_seed(seed: int) -> int:
+    """The seed, refused where torch would read another one out of it (negative) or none (2.5, nan)."""
+    if isinstance(seed, bool) or not isinstance(seed, int | np.integer) or not 0 <= seed <= MAX_SEED:
+        raise BadInput(
+            f"The seed is {seed!r}, not a whole number from 0 to {MAX_SEED}.", "Give one, or none for a random one."
+        )
+    return int(seed)

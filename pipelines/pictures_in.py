@@ -1,0 +1,116 @@
+"""Pictures that a generation starts from: sized and scaled as the VAE wants them, and masks for inpainting."""
+
+from __future__ import annotations
+
+from collections.abc import Collection, Sequence
+from dataclasses import dataclass
+from typing import Any
+
+import numpy as np
+import numpy.typing as npt
+from PIL import Image
+
+from ..core.errors import BadInput, UsageError
+
+FloatArray = npt.NDArray[np.float32]
+Picture = Image.Image | Sequence[Image.Image]
+
+
+@dataclass(frozen=True)
+class Start:
+    """Pictures and masks, ready.
+
+    image: float32 [n, 3, height, width], -1..1. mask: float32 [n, 1, height, width], 1 where something new is drawn,
+    0 where the picture stays; None for img2img.
+    """
+
+    image: FloatArray
+    mask: FloatArray | None
+
+
+def start_of(
+    image: Picture | None, mask: Picture | None, strength: float, size: tuple[int, int], count: int
+) -> Start | None:
+    """The prepared pictures of a request; None where it starts from noise alone.
+
+    Args:
+        image, mask: RGB; a mask is read as grey, and what is 128 or above is drawn anew. One for all, or one a picture.
+        strength: 0 to 1, how much is changed.
+        size: (height, width) that the pictures are resized to, with Pillow's Lanczos filter, as diffusers does.
+
+    Raises:
+        BadInput: a mask without a picture, a mask of another size, another number of pictures, strength out of range.
+    """
+    if image is None:
+        if mask is not None:
+            raise BadInput("There is a mask but no picture that it belongs to.", "Give the picture too.")
+        return None
+    if not 0 < strength <= 1:
+        raise UsageError(f"The strength is {strength}.", "Give one above 0 and at most 1: 1 changes the most.")
+    images = _each(image, count, "picture")
+    pixels = np.stack([_signed(one, size) for one in images])
+    if mask is None:
+        return Start(pixels, None)
+    masks = _each(mask, count, "mask")
+    for one, covered in zip(images, masks, strict=True):
+        if one.size != covered.size:
+            raise BadInput(
+                f"The mask is {covered.width}x{covered.height}, its picture {one.width}x{one.height}.",
+                "Give a mask of the picture's size.",
+            )
+    return Start(pixels, np.stack([_binary(one, size) for one in masks]))
+
+
+def made_up(tasks: Collection[str], size: tuple[int, int]) -> dict[str, Any]:
+    """What a request holds besides its prompt where nobody gives a picture: for proofs, calibration and timing.
+
+    Nothing for a model that draws from text alone; else a picture of coarse colours that is changed altogether, and a
+    mask over its right half for a model that only draws into pictures.
+
+    Args:
+        tasks: of the manifest. size: (height, width) in pixels.
+    """
+    if "text2img" in tasks:
+        return {}
+    height, width = size
+    coarse = np.random.default_rng(5).integers(0, 256, (6, 8, 3), dtype=np.uint8)
+    given: dict[str, Any] = {"strength": 1.0}
+    given["image"] = Image.fromarray(coarse).resize((width, height), Image.Resampling.BICUBIC)
+    if "img2img" not in tasks:
+        mask = np.zeros((height, width), np.uint8)
+        mask[:, width // 2 :] = 255
+        given["mask"] = Image.fromarray(mask)
+    return given
+
+
+def to_latents(mask: FloatArray, size: tuple[int, int]) -> FloatArray:
+    """A mask of pixels as one of latents, float32 [n, 1, h, w]: the nearest pixel above and left, as torch picks it."""
+    rows = (np.arange(size[0]) * mask.shape[2]) // size[0]
+    columns = (np.arange(size[1]) * mask.shape[3]) // size[1]
+    picked: FloatArray = mask[:, :, rows][:, :, :, columns]
+    return picked
+
+
+def _each(given: Picture, count: int, what: str) -> list[Image.Image]:
+    images = [given] if isinstance(given, Image.Image) else list(given)
+    if len(images) not in (1, count):
+        raise BadInput(f"There are {len(images)} {what}s for {count} pictures.", "Give one, or one for each.")
+    return images * (count // len(images)) if len(images) == 1 else images
+
+
+def _resized(image: Image.Image, size: tuple[int, int]) -> Image.Image:
+    return image.resize((size[1], size[0]), Image.Resampling.LANCZOS)
+
+
+def _signed(image: Image.Image, size: tuple[int, int]) -> FloatArray:
+    """float32 [3, height, width], -1..1."""
+    pixels = np.asarray(_resized(image.convert("RGB"), size), dtype=np.float32) / np.float32(255)
+    scaled: FloatArray = np.float32(2) * pixels.transpose(2, 0, 1) - np.float32(1)
+    return scaled
+
+
+def _binary(image: Image.Image, size: tuple[int, int]) -> FloatArray:
+    """float32 [1, height, width], 0 or 1."""
+    plain = image if image.mode in ("L", "RGB") else image.convert("L")
+    grey = np.asarray(_resized(plain, size).convert("L"), dtype=np.float32) / np.float32(255)
+    return (grey >= 0.5).astype(np.float32)[None]

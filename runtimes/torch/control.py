@@ -1,0 +1,70 @@
+"""ControlNets, and UNets that take what they give, as flat functions of tensors; see modules.py.
+
+How many residuals there are follows from the config, so the wrappers take them as a list at the end.
+"""
+
+from __future__ import annotations
+
+from typing import Any
+
+import torch
+
+_OWN = ("sample", "timestep", "encoder_hidden_states", "controlnet_cond", "conditioning_scale")  # in their order
+
+
+class UnetControl(torch.nn.Module):
+    """sample [batch, 4, height, width], timestep [], encoder_hidden_states [batch, tokens, dim][, timestep_cond]
+    [, text_embeds, time_ids], then the residuals of each level and that of the middle -> out_sample.
+
+    A residual is added to what the UNet's own first half gives there (Zhang et al., arXiv 2302.05543). One of
+    [1, channels, 1, 1] is the same for every pixel and picture; zeros of that shape change nothing.
+    """
+
+    def __init__(self, module: torch.nn.Module) -> None:
+        super().__init__()
+        self.module = module
+        config: Any = module.config
+        self._guidance = 1 if config.time_cond_proj_dim else 0
+        self._added = _added(module)
+
+    def forward(self, *tensors: torch.Tensor) -> tuple[torch.Tensor, ...]:
+        sample, timestep, states, *rest = tensors
+        guidance, rest = rest[: self._guidance], rest[self._guidance :]
+        added, residuals = rest[: len(self._added)], rest[len(self._added) :]
+        out: tuple[torch.Tensor, ...] = self.module(
+            sample,
+            timestep,
+            states,
+            timestep_cond=guidance[0] if guidance else None,
+            added_cond_kwargs=dict(zip(self._added, added, strict=True)) or None,
+            down_block_additional_residuals=residuals[:-1],
+            mid_block_additional_residual=residuals[-1],
+            return_dict=False,
+        )
+        return out
+
+
+class ControlNet(torch.nn.Module):
+    """sample [batch, 4, height, width], timestep [], encoder_hidden_states [batch, tokens, dim], controlnet_cond
+    [batch, 3, pixels, pixels] in 0..1, conditioning_scale [][, text_embeds, time_ids] -> the residuals of each level,
+    then that of the middle.
+    """
+
+    def __init__(self, module: torch.nn.Module) -> None:
+        super().__init__()
+        self.module = module
+        self._added = _added(module)
+
+    def forward(self, *tensors: torch.Tensor) -> tuple[torch.Tensor, ...]:
+        count = len(_OWN)
+        down, middle = self.module(
+            *tensors[:count],
+            added_cond_kwargs=dict(zip(self._added, tensors[count:], strict=True)) or None,
+            return_dict=False,
+        )
+        return (*down, middle)
+
+
+def _added(module: Any) -> tuple[str, ...]:
+    """What the module's time embedding takes beside the timestep: SDXL's pooled text and sizes."""
+    return ("text_embeds", "time_ids") if module.config.addition_embed_type == "text_time" else ()
