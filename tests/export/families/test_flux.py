@@ -12,6 +12,8 @@ from vitrify.export.families.flux import FLUX, check_flux
 pytest.importorskip("torch", reason="needs vitrify[export]")
 pytest.importorskip("diffusers", reason="needs vitrify[export]")
 
+pytestmark = pytest.mark.slow  # traces many graphs: minutes on an empty cache
+
 SPEC = next(spec for spec in FLUX if spec.name == "transformer")
 SCHNELL = {
     "_class_name": "FluxTransformer2DModel", "patch_size": 1, "in_channels": 64, "num_layers": 1,

@@ -12,6 +12,8 @@ from vitrify.export.families.sd3 import SD3, check_sd3
 pytest.importorskip("torch", reason="needs vitrify[export]")
 pytest.importorskip("diffusers", reason="needs vitrify[export]")
 
+pytestmark = pytest.mark.slow  # traces many graphs: minutes on an empty cache
+
 SPEC = next(spec for spec in SD3 if spec.name == "transformer")
 MEDIUM = {
     "_class_name": "SD3Transformer2DModel", "sample_size": 16, "patch_size": 2, "in_channels": 16, "out_channels": 16,

@@ -21,6 +21,8 @@ from vitrify.export.verify import verify_artifact
 
 torch = pytest.importorskip("torch", reason="needs the extra export")
 
+pytestmark = pytest.mark.slow  # traces many graphs: minutes on an empty cache
+
 PROMPT, NEGATIVE = "a red apple on a table", "blurry"
 Made = tuple[Any, Path, Path]
 
