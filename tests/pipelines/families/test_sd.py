@@ -117,15 +117,17 @@ def loaded(request: pytest.FixtureRequest, tiny: Any) -> Iterator[Callable[[str]
         one.close()
 
 
-def test_one_export_draws_all_sizes_and_batches(loaded: Any, same_as_diffusers: Any) -> None:
+def test_one_export_draws_all_sizes_and_batches(loaded: Any, same_as_diffusers: Any, cell: Any) -> None:
     ours, theirs = loaded("plain")
+    cell("sd", "text2img", ours.placement["unet"]["runtime"])
     same_as_diffusers(ours, theirs, [APPLE], **SMALL)
     same_as_diffusers(ours, theirs, [APPLE, CAR], **SMALL | {"width": 64, "height": 64, "negative_prompt": "blurry"})
 
 
 @pytest.mark.parametrize("strength", [0.3, 0.8, 1.0])
-def test_a_picture_is_changed(loaded: Any, same_as_diffusers: Any, photo: Any, strength: float) -> None:
+def test_a_picture_is_changed(loaded: Any, same_as_diffusers: Any, photo: Any, strength: float, cell: Any) -> None:
     ours, theirs = loaded("plain")
+    cell("sd", "img2img", ours.placement["unet"]["runtime"])
     request = SMALL | {"steps": 5, "strength": strength}
     same_as_diffusers(ours, theirs, [APPLE], image=photo(48, 32), **request)
     pictures = [photo(48, 32, 1), photo(48, 32, 2)]
@@ -144,9 +146,10 @@ def test_a_scheduler_that_adds_noise_changes_a_picture(loaded: Any, same_as_diff
 @pytest.mark.parametrize("strength", [0.6, 1.0])
 @pytest.mark.parametrize("name", ["plain", "nine"])
 def test_a_part_of_a_picture_is_drawn_anew(
-    loaded: Any, same_as_diffusers: Any, photo: Any, half_mask: Any, name: str, strength: float
+    loaded: Any, same_as_diffusers: Any, photo: Any, half_mask: Any, name: str, strength: float, cell: Any
 ) -> None:
     ours, theirs = loaded(name)
+    cell("sd", "inpainting model" if name == "nine" else "inpaint", ours.placement["unet"]["runtime"])
     request = SMALL | {"mask": half_mask(48, 32), "strength": strength, "steps": 5}
     same_as_diffusers(ours, theirs, [APPLE], image=photo(48, 32), **request)
     same_as_diffusers(ours, theirs, [APPLE, CAR], image=[photo(48, 32, 1), photo(48, 32, 2)], **request)
@@ -165,8 +168,9 @@ def test_what_the_mask_leaves_stays(loaded: Any, photo: Any, half_mask: Any) -> 
     assert psnr(left, wanted[:, :12]) > psnr(right, wanted[:, 36:]) + 3
 
 
-def test_a_consistency_model_is_told_the_guidance(loaded: Any, same_as_diffusers: Any) -> None:
+def test_a_consistency_model_is_told_the_guidance(loaded: Any, same_as_diffusers: Any, cell: Any) -> None:
     ours, theirs = loaded("lcm")
+    cell("sd", "few steps", ours.placement["unet"]["runtime"])
     assert (ours.steps, ours.guidance) == (4, 8.5)
     same_as_diffusers(ours, theirs, [APPLE, CAR], **SMALL | {"guidance": 8.5})
     one, other = (ours.generate(APPLE, guidance=g, seed=1).images[0] for g in (8.5, 2.0))
@@ -174,9 +178,10 @@ def test_a_consistency_model_is_told_the_guidance(loaded: Any, same_as_diffusers
 
 
 def test_a_tiny_autoencoder_takes_the_place_of_the_vae(
-    loaded: Any, same_as_diffusers: Any, photo: Any, half_mask: Any
+    loaded: Any, same_as_diffusers: Any, photo: Any, half_mask: Any, cell: Any
 ) -> None:
     ours, theirs = loaded("tiny vae")
+    cell("sd", "tiny VAE", ours.placement["unet"]["runtime"])
     same_as_diffusers(ours, theirs, [APPLE, CAR], **SMALL)
     same_as_diffusers(ours, theirs, [APPLE], image=photo(48, 32), strength=0.8, **SMALL)
     ancestral = diffusers.EulerAncestralDiscreteScheduler.from_config(theirs.parts["scheduler"].config)

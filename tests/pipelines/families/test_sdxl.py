@@ -146,8 +146,9 @@ def loaded(request: pytest.FixtureRequest, tiny: Any) -> Iterator[Callable[[str]
         one.close()
 
 
-def test_one_export_draws_all_sizes_and_batches(loaded: Any, same_as_diffusers: Any) -> None:
+def test_one_export_draws_all_sizes_and_batches(loaded: Any, same_as_diffusers: Any, cell: Any) -> None:
     ours, theirs = loaded("base")
+    cell("sdxl", "text2img", ours.placement["unet"]["runtime"])
     assert (ours.steps, ours.guidance) == (50, 5.0)
     same_as_diffusers(ours, theirs, [APPLE], **SMALL)
     same_as_diffusers(ours, theirs, [APPLE, CAR], **SMALL | {"width": 64, "height": 64, "negative_prompt": "blurry!!"})
@@ -155,8 +156,9 @@ def test_one_export_draws_all_sizes_and_batches(loaded: Any, same_as_diffusers: 
     assert psnr(np.asarray(one), np.asarray(other)) < 40
 
 
-def test_without_guidance_and_with_few_steps(loaded: Any, same_as_diffusers: Any) -> None:
+def test_without_guidance_and_with_few_steps(loaded: Any, same_as_diffusers: Any, cell: Any) -> None:
     ours, theirs = loaded("base")
+    cell("sdxl", "few steps", ours.placement["unet"]["runtime"])
     config = theirs.parts["scheduler"].config
     turbo = diffusers.EulerAncestralDiscreteScheduler.from_config(config)
     for steps in (1, 3):
@@ -178,8 +180,11 @@ def test_a_distilled_models_spacing_is_kept(tiny: Any, same_as_diffusers: Any) -
 
 @pytest.mark.parametrize("strength", [0.3, 0.8, 1.0])
 @pytest.mark.parametrize("name", ["base", "refiner"])
-def test_a_picture_is_changed(loaded: Any, same_as_diffusers: Any, photo: Any, name: str, strength: float) -> None:
+def test_a_picture_is_changed(
+    loaded: Any, same_as_diffusers: Any, photo: Any, name: str, strength: float, cell: Any
+) -> None:
     ours, theirs = loaded(name)
+    cell("sdxl", "img2img", ours.placement["unet"]["runtime"])
     request = SMALL | {"steps": 5, "strength": strength}
     same_as_diffusers(ours, theirs, [APPLE], image=photo(48, 32), **request)
     pictures = [photo(64, 40, 1), photo(64, 40, 2)]
@@ -199,18 +204,20 @@ def test_a_scheduler_that_adds_noise_changes_a_picture(loaded: Any, same_as_diff
 @pytest.mark.parametrize("strength", [0.6, 1.0])
 @pytest.mark.parametrize("name", ["base", "nine", "refiner"])
 def test_a_part_of_a_picture_is_drawn_anew(
-    loaded: Any, same_as_diffusers: Any, photo: Any, half_mask: Any, name: str, strength: float
+    loaded: Any, same_as_diffusers: Any, photo: Any, half_mask: Any, name: str, strength: float, cell: Any
 ) -> None:
     ours, theirs = loaded(name)
+    cell("sdxl", "inpainting model" if name == "nine" else "inpaint", ours.placement["unet"]["runtime"])
     request = SMALL | {"mask": half_mask(48, 32), "strength": strength, "steps": 5}
     same_as_diffusers(ours, theirs, [APPLE], image=photo(48, 32), **request)
     same_as_diffusers(ours, theirs, [APPLE, CAR], image=[photo(48, 32, 1), photo(48, 32, 2)], **request)
 
 
 def test_a_tiny_autoencoder_takes_the_place_of_the_vae(
-    loaded: Any, same_as_diffusers: Any, photo: Any, half_mask: Any
+    loaded: Any, same_as_diffusers: Any, photo: Any, half_mask: Any, cell: Any
 ) -> None:
     ours, theirs = loaded("tiny vae")
+    cell("sdxl", "tiny VAE", ours.placement["unet"]["runtime"])
     same_as_diffusers(ours, theirs, [APPLE, CAR], **SMALL)  # whose empty negative prompt is encoded
     same_as_diffusers(ours, theirs, [APPLE], image=photo(48, 32), strength=0.8, **SMALL)
     ancestral = diffusers.EulerAncestralDiscreteScheduler.from_config(theirs.parts["scheduler"].config)
