@@ -10,7 +10,6 @@ import inspect
 from collections.abc import Callable, Mapping
 from typing import Any
 
-import numpy as np
 import torch
 from diffusers.models.controlnets.controlnet import ControlNetOutput
 from diffusers.models.modeling_outputs import Transformer2DModelOutput
@@ -18,18 +17,19 @@ from diffusers.models.unets.unet_2d_condition import UNet2DConditionOutput
 
 from ..core.errors import BadInput
 from ..core.tensors import Array, TensorSpec
+from ..pipelines.control import DOWN, MIDDLE, is_residual, zero_residual
 from ..pipelines.families.base import check_finite
 from ..runtimes.base import Session
 from .values import fit_rank, to_array, to_tensor
 
 Ask = Callable[[], Session]
 
-RESIDUALS, MIDDLE, SCALE = "down_residual_", "mid_residual", "conditioning_scale"
+SCALE = "conditioning_scale"
 _NESTED = ("added_cond_kwargs", "cross_attention_kwargs", "joint_attention_kwargs", "attention_kwargs")
 _WHY = {
     "scale": "A LoRA's scale is part of the compiled weights: compile the pipeline with the LoRA fused.",
     "image_embeds": "IP-Adapters are not compiled: keep the UNet in PyTorch (components=...).",
-    RESIDUALS: "Export the model with its ControlNet inputs: vitrify export --control.",
+    DOWN: "Export the model with its ControlNet inputs: vitrify export --control.",
     MIDDLE: "Export the model with its ControlNet inputs: vitrify export --control.",
 }
 
@@ -107,7 +107,7 @@ def arguments(signature: inspect.Signature, args: Any, kwargs: Mapping[str, Any]
         if name in _NESTED and isinstance(value, Mapping):
             flat |= {key: entry for key, entry in value.items() if entry is not None}
         elif name == "down_block_additional_residuals":
-            flat |= {f"{RESIDUALS}{number}": entry for number, entry in enumerate(value)}
+            flat |= {f"{DOWN}{number}": entry for number, entry in enumerate(value)}
         else:
             flat[MIDDLE if name == "mid_block_additional_residual" else name] = value
     return_dict = bool(flat.pop("return_dict", True))
@@ -133,10 +133,8 @@ def tensors_of(name: str, given: Mapping[str, Any], inputs: Mapping[str, TensorS
             if key in ("img_ids", "txt_ids") and array.ndim == len(spec.shape) + 1:
                 array = array[0]  # the same for every picture; older pipelines repeat them
             ready[key] = fit_rank(key, array, spec, batch)
-        elif key.startswith(RESIDUALS) or key == MIDDLE:
-            # nothing to add; one number stands for all, for these inputs have sizes of their own
-            shape = [d if isinstance(d, int) else 1 for d in spec.shape]
-            ready[key] = np.zeros(shape, dtype=spec.dtype.value)
+        elif is_residual(key):
+            ready[key] = zero_residual(spec)  # nothing to add
         else:
             raise BadInput(
                 f"The graph of {name} takes {key}, and the pipeline gives none.",

@@ -9,9 +9,10 @@ from typing import Any
 import torch
 
 from ..core.errors import BadArtifact
+from ..pipelines.control import MIDDLE
 from ..runtimes.base import Session
 from .configs import AUTOENCODER, names_in
-from .denoising import MIDDLE, controlnet_call, denoiser_call
+from .denoising import controlnet_call, denoiser_call
 from .encoding import autoencoder_calls, text_call
 from .opened import Opened
 from .stand_in import Method, Place, stand_in

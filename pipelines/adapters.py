@@ -113,11 +113,6 @@ class Adapters:
         self._family.tokenizers.update(made.tokenizers)
         self._change(sessions)
 
-    def names(self) -> list[str]:
-        """The LoRAs that can be named."""
-        below = sorted(p.stem for p in self.folder.rglob("*.safetensors")) if self.folder is not None else []
-        return [*self._files, *(name for name in below if name not in self._files)]
-
     def _own(self) -> Components:
         if self._sessions is None:
             raise UsageError(
@@ -147,8 +142,7 @@ class Adapters:
 def parse_lora(text: str) -> tuple[str, Strengths]:
     """`NAME`, `NAME:0.8` or `NAME:0.5:0.8` (the text encoders' strength, then the denoiser's), NAME a name or a path.
 
-    Raises:
-        UsageError: a strength that is no number.
+    What is no number belongs to the name: a path may hold colons.
     """
     parts: Sequence[str] = text.split(":")
     numbers: list[float] = []

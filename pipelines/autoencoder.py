@@ -10,7 +10,7 @@ from PIL import Image
 
 from ..core.errors import BadInput
 from ..runtimes.base import Session
-from .components import Components
+from .components import budget_of
 from .families.base import FloatArray, as_inputs, check_finite
 from .images import to_uint8
 from .random import Generator
@@ -85,7 +85,7 @@ class Autoencoder:
 
     def _tile(self, name: str, size: tuple[int, int]) -> int | None:
         """The side of the tiles for a picture of (height, width) pixels; asked before the session is opened."""
-        budget = self.sessions.budget if isinstance(self.sessions, Components) else None
+        budget = budget_of(self.sessions)
         wanted = budget.tile(name, size) if budget is not None else None
         return self.tile or wanted
 

@@ -93,3 +93,8 @@ class Components(MutableMapping[str, Session]):
                 return
             del self[other]
             budget.say(f"{other} closed for {name}")
+
+
+def budget_of(sessions: Mapping[str, Session]) -> Budget | None:
+    """What bounds the memory of these sessions, if anything does."""
+    return sessions.budget if isinstance(sessions, Components) else None

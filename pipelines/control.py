@@ -14,11 +14,12 @@ import numpy as np
 from PIL import Image
 
 from ..core.errors import BadInput, UsageError
-from ..core.tensors import Array
+from ..core.tensors import Array, TensorSpec
 from ..runtimes.base import Session
 from .families.base import FloatArray, Rows, as_inputs, check_finite
-from .pictures_in import Picture
+from .pictures_in import Picture, pictures_of, resized, stacked
 
+DOWN, MIDDLE = "down_residual_", "mid_residual"  # names of the denoiser's inputs; the first with a number behind it
 MAX_STRENGTH = 100
 _TEXT = "encoder_hidden_states"
 
@@ -88,14 +89,17 @@ class ControlUnit:
 
 def residual_inputs(denoiser: Session) -> list[str]:
     """The denoiser's inputs that take a ControlNet's residuals; none where it was exported without --control."""
-    return [n for n in denoiser.inputs if n.startswith("down_residual_") or n == "mid_residual"]
+    return [name for name in denoiser.inputs if is_residual(name)]
 
 
-def zero_residuals(denoiser: Session) -> dict[str, Array]:
-    """Its further inputs where no ControlNet works: one zero a channel, which the graph spreads over all pixels."""
-    specs = {name: denoiser.inputs[name] for name in residual_inputs(denoiser)}
-    shapes = {name: [d if isinstance(d, int) else 1 for d in spec.shape] for name, spec in specs.items()}
-    return {name: np.zeros(shape, specs[name].dtype.value) for name, shape in shapes.items()}
+def is_residual(name: str) -> bool:
+    """Whether a denoiser's input of this name takes one of a ControlNet's residuals."""
+    return name.startswith(DOWN) or name == MIDDLE
+
+
+def zero_residual(spec: TensorSpec) -> Array:
+    """What such an input gets where no ControlNet works: one zero a channel, which the graph spreads over all of it."""
+    return np.zeros([d if isinstance(d, int) else 1 for d in spec.shape], spec.dtype.value)
 
 
 class Controls:
@@ -126,7 +130,7 @@ class Controls:
             _check_fits(unit.net, denoiser, names, size[0] // inner[0])
         self.units = tuple(units)
         self._pictures = [_prepared(unit.picture, size, count) for unit in units]
-        self._none = zero_residuals(denoiser)
+        self._none: dict[str, Array] = {name: zero_residual(denoiser.inputs[name]) for name in names}
 
     def residuals(
         self, sample: FloatArray, timestep: float, rows: Rows, step: int, steps: int, *, guided: bool
@@ -198,9 +202,9 @@ def _check_fits(net: ControlNet, denoiser: Session, names: Sequence[str], scale:
 
 def _prepared(picture: Picture, size: tuple[int, int], count: int) -> FloatArray:
     """float32 [count, 3, height, width] in 0..1, as diffusers' control_image_processor makes it."""
-    images = [picture] if isinstance(picture, Image.Image) else list(picture)
-    if len(images) not in (1, count):
-        raise BadInput(f"There are {len(images)} control pictures for {count} pictures.", "Give one, or one for each.")
-    resized = [one.resize((size[1], size[0]), Image.Resampling.LANCZOS).convert("RGB") for one in images]
-    pixels = np.stack([np.asarray(one, np.float32).transpose(2, 0, 1) for one in resized]) / np.float32(255)
-    return np.ascontiguousarray(np.repeat(pixels, count, axis=0) if len(images) == 1 else pixels)
+
+    def scaled(one: Image.Image) -> FloatArray:
+        pixels = np.asarray(resized(one, size).convert("RGB"), np.float32).transpose(2, 0, 1)
+        return np.ascontiguousarray(pixels / np.float32(255))
+
+    return stacked(pictures_of(picture, count, "control picture"), count, scaled)

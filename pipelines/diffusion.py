@@ -17,12 +17,11 @@ from ..runtimes.base import Session
 from .adapters import Adapters
 from .autoencoder import Autoencoder
 from .budget import Budget
-from .components import Components
+from .components import Components, budget_of
 from .control import Controls, ControlUnit
 from .families import FAMILIES
 from .families.base import Conditioning, FloatArray, Rows, as_inputs, check_finite
 from .first_latents import Kept, blended, first_latents
-from .generation import MAX_SEED as MAX_SEED
 from .generation import Generation, Strengths, prompts_of, seeds_of
 from .hooks import Hook
 from .pictures_in import Picture, Start, start_of
@@ -110,7 +109,7 @@ class DiffusionPipeline:
     @property
     def budget(self) -> Budget | None:
         """What bounds the memory of the sessions, if anything does."""
-        return self.sessions.budget if isinstance(self.sessions, Components) else None
+        return budget_of(self.sessions)
 
     @property
     def fills(self) -> bool:
@@ -236,7 +235,7 @@ class DiffusionPipeline:
         common |= {"steps": steps, "guidance": request.guidance, "scheduler": sampler.name, "rng": request.rng}
         timings: dict[str, Any] = {"encode": encoded - start, "steps": seconds, "decode": done - started}
         if request.loras:
-            common["loras"] = {name: strength for name, strength in request.loras.items()}
+            common["loras"] = dict(request.loras)
         if request.control:
             common["control"] = [unit.to_json() for unit in request.control]
         if given is not None:

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Collection, Sequence
+from collections.abc import Callable, Collection, Sequence
 from dataclasses import dataclass
 from typing import Any
 
@@ -47,18 +47,19 @@ def start_of(
         return None
     if not 0 < strength <= 1:
         raise UsageError(f"The strength is {strength}.", "Give one above 0 and at most 1: 1 changes the most.")
-    images = _each(image, count, "picture")
-    pixels = np.stack([_signed(one, size) for one in images])
+    images = pictures_of(image, count, "picture")
+    pixels = stacked(images, count, lambda one: _signed(one, size))
     if mask is None:
         return Start(pixels, None)
-    masks = _each(mask, count, "mask")
-    for one, covered in zip(images, masks, strict=True):
+    masks = pictures_of(mask, count, "mask")
+    for number in range(max(len(images), len(masks))):
+        one, covered = images[number % len(images)], masks[number % len(masks)]
         if one.size != covered.size:
             raise BadInput(
                 f"The mask is {covered.width}x{covered.height}, its picture {one.width}x{one.height}.",
                 "Give a mask of the picture's size.",
             )
-    return Start(pixels, np.stack([_binary(one, size) for one in masks]))
+    return Start(pixels, stacked(masks, count, lambda one: _binary(one, size)))
 
 
 def made_up(tasks: Collection[str], size: tuple[int, int]) -> dict[str, Any]:
@@ -91,20 +92,35 @@ def to_latents(mask: FloatArray, size: tuple[int, int]) -> FloatArray:
     return picked
 
 
-def _each(given: Picture, count: int, what: str) -> list[Image.Image]:
+def pictures_of(given: Picture, count: int, what: str) -> list[Image.Image]:
+    """The pictures that are given: one, or `count`.
+
+    Args:
+        what: they are, in the message.
+
+    Raises:
+        BadInput: another number of them.
+    """
     images = [given] if isinstance(given, Image.Image) else list(given)
     if len(images) not in (1, count):
         raise BadInput(f"There are {len(images)} {what}s for {count} pictures.", "Give one, or one for each.")
-    return images * (count // len(images)) if len(images) == 1 else images
+    return images
 
 
-def _resized(image: Image.Image, size: tuple[int, int]) -> Image.Image:
+def stacked(images: Sequence[Image.Image], count: int, make: Callable[[Image.Image], FloatArray]) -> FloatArray:
+    """What `make` gives of each, float32 [count, ...]; one alone is made once and stands for all."""
+    rows = np.stack([make(one) for one in images])
+    return np.repeat(rows, count, axis=0) if len(images) == 1 else rows
+
+
+def resized(image: Image.Image, size: tuple[int, int]) -> Image.Image:
+    """At (height, width), with Pillow's Lanczos filter, as diffusers' image processors do."""
     return image.resize((size[1], size[0]), Image.Resampling.LANCZOS)
 
 
 def _signed(image: Image.Image, size: tuple[int, int]) -> FloatArray:
     """float32 [3, height, width], -1..1."""
-    pixels = np.asarray(_resized(image.convert("RGB"), size), dtype=np.float32) / np.float32(255)
+    pixels = np.asarray(resized(image.convert("RGB"), size), dtype=np.float32) / np.float32(255)
     scaled: FloatArray = np.float32(2) * pixels.transpose(2, 0, 1) - np.float32(1)
     return scaled
 
@@ -112,5 +128,5 @@ def _signed(image: Image.Image, size: tuple[int, int]) -> FloatArray:
 def _binary(image: Image.Image, size: tuple[int, int]) -> FloatArray:
     """float32 [1, height, width], 0 or 1."""
     plain = image if image.mode in ("L", "RGB") else image.convert("L")
-    grey = np.asarray(_resized(plain, size).convert("L"), dtype=np.float32) / np.float32(255)
+    grey = np.asarray(resized(plain, size).convert("L"), dtype=np.float32) / np.float32(255)
     return (grey >= 0.5).astype(np.float32)[None]

@@ -236,12 +236,6 @@ class PromptTokenizer:
         return PromptTokens(ids, weights)
 
 
-def pad_chunks(a: PromptTokens, b: PromptTokens, tokenizer: PromptTokenizer) -> tuple[PromptTokens, PromptTokens]:
-    """Both prompts with as many chunks as the longer one; the empty prompt's chunk fills the shorter."""
-    chunks = max(len(a.ids), len(b.ids))
-    return fill_chunks(a, chunks, tokenizer), fill_chunks(b, chunks, tokenizer)
-
-
 def fill_chunks(tokens: PromptTokens, chunks: int, tokenizer: PromptTokenizer) -> PromptTokens:
     """The prompt with at least `chunks` chunks, those that it lacks being the empty prompt's."""
     missing = chunks - len(tokens.ids)

@@ -15,7 +15,7 @@ from typing import Any
 
 from ...core.errors import UsageError
 from ...core.registry import runtime_names
-from ...pipelines.diffusion import MAX_SEED
+from ...pipelines.generation import MAX_SEED
 from ...pipelines.random import GENERATORS
 from ...pipelines.schedulers import scheduler_names
 from ...quant.recipes import RECIPES, recipe

@@ -18,7 +18,6 @@ KIND = "configs"
 # CLIP's vocabulary, 49,408 words, which every text encoder of these families was trained with; it lies beside the
 # built-in model, in the package
 _CLIP = Path(__file__).resolve().parents[2] / "demo" / "models" / "emoji-diffusion" / "tokenizer"
-CLIP_WORDS = 49408
 
 
 def as_json(value: Mapping[str, Any]) -> bytes:

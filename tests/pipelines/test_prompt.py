@@ -17,8 +17,8 @@ from vitrify.pipelines.prompt import (
     BREAK,
     PromptTokenizer,
     apply_weights,
+    fill_chunks,
     join_chunks,
-    pad_chunks,
     parse_weights,
     write_tokenizer_json,
 )
@@ -190,12 +190,12 @@ def test_break_starts_a_chunk(tokenizer: PromptTokenizer) -> None:
 
 def test_prompts_get_equal_numbers_of_chunks(tokenizer: PromptTokenizer) -> None:
     long, short = tokenizer.encode("fox " * 200), tokenizer.encode("(blurry:1.4)")
-    for a, b in (pad_chunks(long, short, tokenizer), pad_chunks(short, long, tokenizer)[::-1]):
-        assert a is long
-        assert b.ids.shape == b.weights.shape == (3, 77)
-        np.testing.assert_array_equal(b.ids[:1], short.ids)
-        np.testing.assert_array_equal(b.ids[1:], np.repeat(tokenizer.encode("").ids, 2, axis=0))
-        assert (b.weights[1:] == 1).all()
+    a, b = (fill_chunks(one, len(long.ids), tokenizer) for one in (long, short))
+    assert a is long
+    assert b.ids.shape == b.weights.shape == (3, 77)
+    np.testing.assert_array_equal(b.ids[:1], short.ids)
+    np.testing.assert_array_equal(b.ids[1:], np.repeat(tokenizer.encode("").ids, 2, axis=0))
+    assert (b.weights[1:] == 1).all()
 
 
 @pytest.mark.parametrize(

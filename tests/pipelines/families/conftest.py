@@ -8,7 +8,7 @@ from __future__ import annotations
 
 import inspect
 import shutil
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
@@ -181,3 +181,22 @@ def t5_words(tmp_path_factory: pytest.TempPathFactory) -> Any:
     return transformers.T5TokenizerFast(
         tokenizer_file=str(folder / "tokenizer.json"), extra_ids=0, model_max_length=512
     )
+
+
+@pytest.fixture(scope="module", params=["onnx", "openvino"])
+def loaded(request: pytest.FixtureRequest, tiny: Any) -> Iterator[Callable[[str], tuple[Any, Any]]]:
+    """loaded(name): our pipeline on one of the runtimes, and diffusers' side, of a model of the file's own `tiny`."""
+    from vitrify.pipelines.load import load as load_artifact
+
+    pytest.importorskip("openvino" if request.param == "openvino" else "onnxruntime")
+    opened: dict[str, Any] = {}
+
+    def load(name: str) -> tuple[Any, Any]:
+        theirs, artifact = tiny(name)
+        if name not in opened:
+            opened[name] = load_artifact(artifact, "cpu", runtime=request.param)
+        return opened[name], theirs
+
+    yield load
+    for one in opened.values():
+        one.close()

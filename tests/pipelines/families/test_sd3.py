@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterator
+from collections.abc import Callable
 from pathlib import Path
 from types import SimpleNamespace
 from typing import Any
@@ -10,7 +10,6 @@ from typing import Any
 import numpy as np
 import pytest
 
-import vitrify
 from vitrify.core.errors import BadInput
 from vitrify.export.job import export_model
 from vitrify.proof.quality import psnr
@@ -116,23 +115,6 @@ def tiny(
         return made[name]
 
     return model
-
-
-@pytest.fixture(scope="module", params=["onnx", "openvino"])
-def loaded(request: pytest.FixtureRequest, tiny: Any) -> Iterator[Callable[[str], tuple[Any, Any]]]:
-    """loaded(name): our pipeline on one of the runtimes, and diffusers' side."""
-    pytest.importorskip("openvino" if request.param == "openvino" else "onnxruntime")
-    opened: dict[str, Any] = {}
-
-    def load(name: str) -> tuple[Any, Any]:
-        theirs, artifact = tiny(name)
-        if name not in opened:
-            opened[name] = vitrify.load(artifact, "cpu", runtime=request.param)
-        return opened[name], theirs
-
-    yield load
-    for one in opened.values():
-        one.close()
 
 
 @pytest.mark.parametrize("name", MODELS)
