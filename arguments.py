@@ -3,12 +3,9 @@
 from __future__ import annotations
 
 from enum import StrEnum
-from pathlib import Path
 from typing import TYPE_CHECKING, Annotated
 
 import typer
-
-from .core.errors import UsageError
 
 if TYPE_CHECKING:
     from .runtimes.base import Options
@@ -57,6 +54,27 @@ PredictionType = Annotated[
     typer.Option(
         help="For a single file: epsilon or v_prediction, where the model's kind does not tell.",
         rich_help_panel=_SOURCE,
+    ),
+]
+Control = Annotated[
+    bool, typer.Option("--control", help="Let the UNet take ControlNets; without one it draws as before.")
+]
+Tome = Annotated[
+    float | None,
+    typer.Option(
+        "--tome",
+        help="Merge this share of the UNet's tokens, up to 0.75: large pictures faster, and not the same ones.",
+        metavar="RATIO",
+    ),
+]
+Vae = Annotated[
+    str | None,
+    typer.Option("--vae", help="A VAE's folder or hub id, to take in place of the model's own.", metavar="FOLDER"),
+]
+PreviewVae = Annotated[
+    str | None,
+    typer.Option(
+        "--preview-vae", help="A small VAE's folder or hub id, whose decoder draws previews.", metavar="FOLDER"
     ),
 ]
 Offline = Annotated[
@@ -133,22 +151,3 @@ def runtime_options(
         precision=precision,
         static=static,
     )
-
-
-def refuse_source_options(folder: Path, revision: str | None, variant: str | None) -> None:
-    """Options that choose what is read of a source mean nothing for an artifact, and are not dropped without a word.
-
-    Raises:
-        UsageError: `folder` is an artifact's and one was given.
-    """
-    given = [name for name, value in (("--revision", revision), ("--variant", variant)) if value is not None]
-    if not given:
-        return
-    from .core.artifact import is_artifact
-    from .pipelines.foreign import is_foreign
-
-    if is_artifact(folder) or is_foreign(folder):
-        raise UsageError(
-            f"{' and '.join(given)} choose what is read of a source, and {folder} is an artifact.",
-            "Leave them out, or name the source.",
-        )

@@ -13,15 +13,18 @@ import typer
 from . import screen
 from .arguments import (
     ConfigFolder,
+    Control,
     Force,
     Json,
     Offline,
     PredictionType,
+    PreviewVae,
     Revision,
     Token,
+    Tome,
+    Vae,
     Variant,
     Verify,
-    refuse_source_options,
 )
 from .cli_bench import bench_app
 from .cli_compile import compile
@@ -89,9 +92,10 @@ def export(
         Path | None,
         typer.Option(help="An artifact of the same architecture, whose graphs are taken instead of traced."),
     ] = None,
-    control: Annotated[
-        bool, typer.Option("--control", help="Let the UNet take ControlNets; without one it draws as before.")
-    ] = False,
+    control: Control = False,
+    tome: Tome = None,
+    vae: Vae = None,
+    preview_vae: PreviewVae = None,
     revision: Revision = None,
     variant: Variant = None,
     token: Token = None,
@@ -102,8 +106,11 @@ def export(
 ) -> None:
     """Export a model to an artifact without loading its weights, and prove it."""
     from .core.artifact import Artifact
+    from .export.changed import Changes
     from .export.job import ExportJob, configs_from, find_source
 
+    changes = Changes(tome, vae, preview_vae)
+    changes.check()
     graphs = None if graph_from is None else Artifact.load(graph_from)
     with screen.progress() as report:
         found = find_source(
@@ -116,6 +123,7 @@ def export(
             prediction_type=prediction_type,
             report=report,
         )
+        found = changes.apply(found, token=token, offline=True if offline else None, report=report)
         target = output or Path(f"{found.name}-onnx")
         done = ExportJob(found, target, verify, force, report, graphs=graphs, control=control).run()
     if json:
@@ -148,8 +156,6 @@ def verify(
     """Check an artifact's hashes, trace its weights, and compare numbers and pictures. Exits with 3 where it fails."""
     from .export.verify import verify_artifact
 
-    if against is not None:
-        refuse_source_options(Path(against), revision, variant)
     with screen.progress() as report:
         proved = verify_artifact(
             artifact,
@@ -195,6 +201,8 @@ def inspect(
     print(
         f"{found.name}: {found.model['architecture']} from {found.model['source']}, family {found.pipeline['family']}"
     )
+    for line in screen.changes(found):
+        print(line)
     rows = [
         [
             c.name,

@@ -11,7 +11,22 @@ from typing import TYPE_CHECKING, Annotated, Any
 import typer
 
 from . import screen
-from .arguments import Force, Json, Model, Offline, Revision, Token, Variant, Verify
+from .arguments import (
+    ConfigFolder,
+    Control,
+    Force,
+    Json,
+    Model,
+    Offline,
+    PredictionType,
+    PreviewVae,
+    Revision,
+    Token,
+    Tome,
+    Vae,
+    Variant,
+    Verify,
+)
 from .cli_run import artifact_of, use
 from .core.errors import UsageError
 from .quant.recipes import RECIPES, Recipe, recipe
@@ -64,6 +79,10 @@ def compile(
             "--keep-failed", help="Publish also what fails its proof, marked as such.", rich_help_panel=_QUANT
         ),
     ] = False,
+    control: Control = False,
+    tome: Tome = None,
+    vae: Vae = None,
+    preview_vae: PreviewVae = None,
     verify: Verify = None,
     force: Force = False,
     precision: Annotated[
@@ -75,6 +94,8 @@ def compile(
     revision: Revision = None,
     variant: Variant = None,
     token: Token = None,
+    config: ConfigFolder = None,
+    prediction_type: PredictionType = None,
     offline: Offline = False,
     json: Json = False,
 ) -> None:
@@ -84,11 +105,16 @@ def compile(
     check_target(wanted, target)
     _refuse(wanted, target, calibration, precision, compute_capability)
 
+    from .export.changed import Changes
     from .export.compile import CompileJob
 
+    changes = Changes(tome, vae, preview_vae)
+    changes.check()
     with screen.progress() as report:
         told: list[str] = []
-        artifact = artifact_of(model, revision, variant, token, offline, report)
+        artifact = artifact_of(
+            model, revision, variant, token, offline, report, config, prediction_type, control, changes
+        )
         folder = output or Path(_name(artifact.name, target, wanted))
         done = CompileJob(
             artifact,

@@ -131,6 +131,14 @@ def print_proofs(artifact: Any) -> None:
         print(f"FAILED: {failed}")
 
 
+def changes(artifact: Any) -> list[str]:
+    """What the export changed of the source, one line each."""
+    model = artifact.model
+    told = [f"merges {model['tome']} of the UNet's tokens"] if model.get("tome") else []
+    told += [f"VAE from {model['vae']}"] if model.get("vae") else []
+    return told + ([f"previews are drawn by {model['preview_vae']}"] if model.get("preview_vae") else [])
+
+
 def print_recipes(recipes: dict[str, Any]) -> None:
     """Which recipe runs on which target, and what speaks against it, on stdout."""
     targets = list(dict.fromkeys(target for row in recipes.values() for target in row["targets"]))

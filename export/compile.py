@@ -12,6 +12,7 @@ from ..core.artifact import MANIFEST, NOT_RUN, Artifact, Component
 from ..core.errors import BadInput, NotFinite, ProofFailed, UsageError
 from ..core.progress import Event, Report, silent
 from ..core.publish import link_or_copy, published
+from ..pipelines.control import is_residual
 from ..proof.evidence import FOLDER, Evidence, keep_pictures
 from ..proof.numeric import NUMERIC_LIMIT, prove_numbers
 from ..proof.quality import Tolerance
@@ -175,6 +176,12 @@ class CompileJob:
         command += [] if self.precision == "float32" else ["--precision", self.precision]
         command += [] if self.compute_capability is None else ["--compute-capability", self.compute_capability]
         source = self.artifact
+        # of a hub id, of a single checkpoint, and what the export changed
+        for name in ("revision", "variant", "config", "prediction_type", "tome", "vae", "preview_vae"):
+            value = source.model.get(name)
+            command += [f"--{name.replace('_', '-')}", str(value)] if value else []
+        if any(is_residual(name) for component in components.values() for name in component.inputs):
+            command.append("--control")
         return new_artifact(
             root,
             components,
@@ -230,6 +237,12 @@ def compile_model(
     variant: str | None = None,
     token: str | None = None,
     offline: bool | None = None,
+    config: str | Path | None = None,
+    prediction_type: str | None = None,
+    control: bool = False,
+    tome: float | None = None,
+    vae: str | Path | None = None,
+    preview_vae: str | Path | None = None,
     report: Report = silent,
 ) -> Artifact:
     """Compile an artifact, or a model that is exported into the cache first, into the folder `target`.
@@ -239,13 +252,30 @@ def compile_model(
         calibration: a file of prompts, or a folder of pictures, for the recipes that need some.
         keep_failed: publish also what is below the recipe's tolerance, marked as failed.
         precision, compute_capability: of plans. revision, variant, token, offline: of a hub id.
+        config, prediction_type: of a single checkpoint, see `open_single_file`.
+        control: of a model: its UNet shall take a ControlNet's residuals.
+        tome, vae, preview_vae: of a model: see `export_model`.
 
     Raises:
         VitrifyError: one of its kinds; nothing half-written is left.
     """
+    from .changed import Changes
     from .resolve import artifact_for
 
-    found = artifact_for(str(artifact), revision=revision, variant=variant, token=token, offline=offline, report=report)
+    changes = Changes(tome, *(None if path is None else str(path) for path in (vae, preview_vae)))
+    changes.check()
+    found = artifact_for(
+        str(artifact),
+        revision=revision,
+        variant=variant,
+        token=token,
+        offline=offline,
+        config=None if config is None else str(config),
+        prediction_type=prediction_type,
+        control=control,
+        changes=changes,
+        report=report,
+    )
     return (
         CompileJob(
             found,

@@ -21,6 +21,7 @@ from ..core.tensors import DType
 from .binding import COMPUTED
 from .doubles import doubles_to_floats
 from .libraries import library_that_failed
+from .simplify import simplify
 from .spec import ComponentSpec
 
 if TYPE_CHECKING:
@@ -29,7 +30,6 @@ if TYPE_CHECKING:
 
 OPSET = 21
 PLACEHOLDER = "weights"  # location of an initializer whose checkpoint is not known yet
-_TINY = 1e-7  # onnxscript takes what is within 1e-8 of 0 for it
 _PREFIX = "module."  # the wrappers of runtimes/torch hold the library's module under this name
 
 
@@ -83,7 +83,7 @@ def graph_from_module(spec: ComponentSpec, config: dict[str, Any]) -> ir.Model:
     parameters = {name for name, _ in module.named_parameters(remove_duplicate=False)}
     buffers = {name for name, _ in module.named_buffers()}
     persistent = {name for name in module.state_dict() if not COMPUTED.search(name)}
-    _optimize(model, parameters | (buffers & persistent))
+    simplify(model, parameters | (buffers & persistent), PLACEHOLDER, _PREFIX)
     doubles_to_floats(model)
     _name_dims(model, spec, config)
     _forget_trace(model)
@@ -118,9 +118,9 @@ def meta_module(spec: ComponentSpec, config: dict[str, Any]) -> torch.nn.Module:
 
 
 def _built(spec: ComponentSpec, config: dict[str, Any]) -> torch.nn.Module:
-    from ..runtimes.torch.modules import KINDS, build
+    from ..runtimes.torch.modules import build, kind_named
 
-    KINDS[spec.kind].load_class(config)  # what its import raises says nothing about the config
+    kind_named(spec.kind).load_class(config)  # what its import raises says nothing about the config
     try:
         return build(spec.kind, config)
     except Exception as exc:  # the libraries raise whatever a config of theirs leads to
@@ -227,66 +227,6 @@ def _repeated(states: torch.Tensor, times: int) -> torch.Tensor:
     """Each head `times` times: [..., heads, tokens, dim] -> [..., heads * times, tokens, dim]."""
     wide = states.unsqueeze(-3).expand(*states.shape[:-2], times, *states.shape[-2:])
     return wide.flatten(-4, -3)
-
-
-def _optimize(model: ir.Model, weights: set[str]) -> None:
-    """Fold and simplify around the weights, which are graph inputs while the optimizer runs: it never sees data."""
-    import onnx_ir as ir
-    import onnxscript.optimizer
-
-    graph = model.graph
-    tiny = _hide_tiny(graph)
-    held = []
-    for name in [n for n in graph.initializers if n in weights]:
-        value = graph.initializers.pop(name)
-        value.const_value = None
-        graph.inputs.append(value)
-        held.append(value)
-    onnxscript.optimizer.optimize(model)
-    keep = [v for v in graph.inputs if v not in held and v not in tiny]
-    del graph.inputs[:]
-    graph.inputs.extend(keep)
-    for name in [n for n, v in graph.initializers.items() if not v.uses() and v not in graph.outputs]:
-        graph.initializers.pop(name)
-    for value in held:
-        if not value.uses():
-            continue
-        name = (value.name or "").removeprefix(_PREFIX)
-        value.name = name
-        assert value.shape is not None
-        assert value.dtype is not None
-        value.const_value = ir.ExternalTensor(
-            location=PLACEHOLDER, offset=0, length=0, dtype=value.dtype, shape=value.shape, name=name
-        )
-        graph.initializers[name] = value
-    for value, tensor in tiny.items():
-        if value.uses():
-            value.const_value = tensor
-            graph.initializers[str(value.name)] = value
-
-
-def _hide_tiny(graph: ir.Graph) -> dict[ir.Value, ir.TensorProtocol]:
-    """Make graph inputs of the constants that the optimizer would take for 0, and leave out where they are added.
-
-    They keep a division from being one by 0, as the 1e-15 of linear attention does.
-    """
-    import onnx_ir as ir
-
-    hidden: dict[ir.Value, ir.TensorProtocol] = {}
-    for node in [n for n in graph if n.op_type == "Constant"]:
-        old = node.outputs[0]
-        tensor = ir.convenience.get_const_tensor(old)
-        if tensor is None or tensor.size != 1 or not tensor.dtype.is_floating_point():
-            continue
-        if 0 < abs(float(tensor.numpy().item())) <= _TINY:
-            value = ir.Value(
-                name=f"{old.name}_tiny", shape=ir.Shape(tensor.shape.numpy()), type=ir.TensorType(tensor.dtype)
-            )
-            ir.convenience.replace_all_uses_with(old, value)
-            graph.remove(node)
-            graph.inputs.append(value)
-            hidden[value] = tensor
-    return hidden
 
 
 def _name_dims(model: ir.Model, spec: ComponentSpec, config: dict[str, Any]) -> None:

@@ -1,8 +1,9 @@
-"""The graphs of architectures: made once, proved on a narrow twin, kept in the cache without weights."""
+"""The graphs of architectures: made once, proved with random weights, kept in the cache without any."""
 
 from __future__ import annotations
 
 import json
+import math
 import shutil
 import tempfile
 from dataclasses import dataclass
@@ -14,13 +15,14 @@ from ..core.progress import Event, Report
 from .graph import OPSET, graph_from_module, operators
 from .libraries import version
 from .spec import ComponentSpec, Config
-from .twin import prove_graph
+from .twin import prove_graph, prove_itself
 
 if TYPE_CHECKING:
     import onnx_ir as ir
 
 KIND = "graphs"
-FORM = 2  # raise it when graph_from_module writes other graphs than before
+_SMALL = 20_000_000  # parameters up to which an architecture needs no twin to be proved: its own weights are 80 MB
+FORM = 3  # raise it when graph_from_module writes other graphs than before
 # config entries that change no tensor of the graph
 _IDLE = (
     *("_name_or_path", "_diffusers_version", "transformers_version", "torch_dtype", "dtype", "architectures"),
@@ -31,7 +33,7 @@ _IDLE = (
 
 @dataclass(frozen=True)
 class Graph:
-    """An architecture's graph. model: without weights. proof: of its narrow twin. note: why it was made or reused."""
+    """An architecture's graph. model: without weights. proof: see twin.py. note: why it was made or reused."""
 
     key: str
     model: ir.Model
@@ -75,7 +77,7 @@ def graph_for(spec: ComponentSpec, config: Config, cache: Cache, report: Report)
 
     Raises:
         BadInput: the config cannot be built or traced.
-        ProofFailed: the graph of the narrow twin does not compute what its module does.
+        ProofFailed: the graph, or that of the narrow twin, does not compute what its module does.
     """
     parts = graph_parts(spec, config)
     import onnx_ir as ir  # after the line above, which says what is not installed
@@ -89,7 +91,8 @@ def graph_for(spec: ComponentSpec, config: Config, cache: Cache, report: Report)
     report(Event(f"trace {spec.name}", note=f"{spec.name}: no graph {key[:8]} in the cache ({why})"))
     model = graph_from_module(spec, config)
     report(Event(f"prove {spec.name}"))
-    proof = prove_graph(spec, config, operators(model))
+    small = sum(math.prod(v.shape.numpy()) for v in model.graph.initializers.values() if v.shape) <= _SMALL
+    proof = prove_itself(spec, config, model) if small else prove_graph(spec, config, operators(model))
     with cache.put(KIND, key) as scratch:
         ir.save(model, scratch / "model.onnx")
         (scratch / "graph.json").write_text(json.dumps({"parts": parts, "proof": proof}, indent=1))

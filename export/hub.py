@@ -7,19 +7,20 @@ Never: pickles, other frameworks' weights, training leftovers, code.
 
 from __future__ import annotations
 
-import errno
 import json
 import re
 import shutil
-from collections.abc import Callable, Iterator, Mapping
-from contextlib import contextmanager
+from collections.abc import Callable, Mapping
 from dataclasses import dataclass
+from functools import partial
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
-from ..core.errors import BadInput, DiskError, MissingDependency, VitrifyError
+from ..core.errors import BadInput, DiskError, MissingDependency
 from ..core.progress import Event, Report, silent
 from ..core.safetensors_header import OTHER_FRAMEWORKS, PICKLES, STEMS
+from .families.vae import check_vae
+from .hub_errors import translated
 from .source import PREPROCESSOR, check_supported, describe_source
 
 if TYPE_CHECKING:
@@ -35,9 +36,6 @@ PLAIN_ENDINGS = (".json", ".txt", ".model")  # vocabularies, merges, SentencePie
 SHARD = re.compile(r"-\d{5}-of-\d{5}")
 
 ONLINE = "Run it once online: without --offline and with HF_HUB_OFFLINE unset."
-
-# Each HTTP library that some huggingface_hub uses; they share no base class.
-HTTP_LIBRARIES = {"requests", "urllib3", "httpx", "httpx2", "httpcore", "httpcore2"}
 
 
 @dataclass(frozen=True)
@@ -100,18 +98,52 @@ def fetch(
         DiskError: no room, or the cache cannot be written.
         MissingDependency: huggingface_hub is not installed.
     """
+
+    def collect(snapshot: _Snapshot) -> Fetched:
+        return _collect(repo_id, snapshot, variant, report or silent)
+
+    return _fetched(collect, repo_id, revision, token, offline, endpoint, cache)
+
+
+def fetch_vae(
+    repo_id: str,
+    *,
+    revision: str | None = None,
+    token: str | None = None,
+    offline: bool | None = None,
+    report: Report | None = None,
+    endpoint: str | None = None,
+    cache: Path | None = None,
+) -> Fetched:
+    """As `fetch`, of a repository that is a VAE, or of a pipeline's VAE and nothing else of it."""
+
+    def collect(snapshot: _Snapshot) -> Fetched:
+        return _collect_vae(repo_id, snapshot, report or silent)
+
+    return _fetched(collect, repo_id, revision, token, offline, endpoint, cache)
+
+
+def _fetched(
+    collect: Callable[[_Snapshot], Fetched],
+    repo_id: str,
+    revision: str | None,
+    token: str | None,
+    offline: bool | None,
+    endpoint: str | None,
+    cache: Path | None,
+) -> Fetched:
+    """What `collect` wants of the repository, as the Hub has it, or as the cache does."""
     library = _library()
     if offline is None:
         offline = bool(library.constants.HF_HUB_OFFLINE)
-    with _translated(repo_id, revision):
+    with translated(repo_id, revision):
         if offline:
             snapshot = _cached(library, repo_id, revision, cache)
             try:
-                return _collect(repo_id, snapshot, variant, report or silent)
+                return collect(snapshot)
             except _Lacking as exc:
                 raise BadInput(f"In the cache (offline): {exc.what}", ONLINE) from exc
-        snapshot = _remote(library, repo_id, revision, token, endpoint, cache)
-        return _collect(repo_id, snapshot, variant, report or silent)
+        return collect(_remote(library, repo_id, revision, token, endpoint, cache))
 
 
 def _library() -> types.ModuleType:
@@ -196,18 +228,50 @@ def _collect(repo_id: str, snapshot: _Snapshot, variant: str | None, report: Rep
         plain = tuple(f"{name}/" for name in components if PLAIN.fullmatch(name))
         small = [name for name in names if name.startswith(plain) and name.endswith(PLAIN_ENDINGS)] if plain else []
         small += [f"{folder}config.json" for folder in weighted]
+    check = partial(describe_source, path.parent, repo_id)
+    return _had(repo_id, snapshot, path.parent, small, weighted, variant, check, report)
+
+
+def _collect_vae(repo_id: str, snapshot: _Snapshot, report: Report) -> Fetched:
+    """Have a VAE's files on disk."""
+    root = _root(repo_id, snapshot.sizes)
+    folder = "" if root == "config.json" else "vae/"
+    config = f"{folder}config.json"
+    if config not in snapshot.sizes:
+        raise _Lacking(f"{repo_id} has no VAE ({config}).", "Name a repository that is one, or a pipeline's.")
+    path = snapshot.get(root)
+    check = partial(check_vae, repo_id, _read_json(snapshot.get(config)))
+    return _had(repo_id, snapshot, path.parent, [config], [folder], None, check, report)
+
+
+def _had(
+    repo_id: str,
+    snapshot: _Snapshot,
+    here: Path,
+    small: list[str],
+    weighted: list[str],
+    variant: str | None,
+    check: Callable[[], object],
+    report: Report,
+) -> Fetched:
+    """The snapshot with these files and the weights of these folders on disk.
+
+    Args:
+        check: looks at the small files before weights are fetched.
+    """
+    names = snapshot.sizes
     heads = {folder: _weights(repo_id, names, folder, variant) for folder in weighted}
     indexes = {folder: head for folder, head in heads.items() if head.endswith(".json")}
-    _get(repo_id, snapshot, path.parent, [*small, *indexes.values()], report)
-    describe_source(path.parent, repo_id)
+    _get(repo_id, snapshot, here, [*small, *indexes.values()], report)
+    check()
     weights = [head for folder, head in heads.items() if folder not in indexes]
     for folder, name in indexes.items():
         shards = _read_json(snapshot.get(name)).get("weight_map")
         if not isinstance(shards, dict) or not shards or not all(isinstance(shard, str) for shard in shards.values()):
             raise BadInput(f"{repo_id} has a broken {name}: no weight_map.", "Tell the model's owner.")
         weights += sorted({folder + shard for shard in shards.values()})
-    _get(repo_id, snapshot, path.parent, weights, report)
-    return Fetched(path.parent, snapshot.commit)
+    _get(repo_id, snapshot, here, weights, report)
+    return Fetched(here, snapshot.commit)
 
 
 def _root(repo_id: str, names: Mapping[str, int | None]) -> str:
@@ -291,62 +355,3 @@ def _read_json(path: Path) -> dict[str, Any]:
     if not isinstance(value, dict):
         raise BadInput(f"{path} holds no JSON object.", "Delete it and fetch it again.")
     return value
-
-
-@contextmanager
-def _translated(repo_id: str, revision: str | None) -> Iterator[None]:
-    """Every exception of huggingface_hub, its HTTP library and the disk, as one of ours."""
-    try:
-        yield
-    except VitrifyError:
-        raise
-    except Exception as exc:
-        error = _translation(exc, repo_id, revision)
-        if error is None:
-            raise
-        raise error from exc
-
-
-def _translation(exc: BaseException, repo_id: str, revision: str | None) -> VitrifyError | None:
-    import huggingface_hub.errors as hub
-
-    if isinstance(exc, hub.LocalEntryNotFoundError) and exc.__cause__ is not None:
-        return _translation(exc.__cause__, repo_id, revision)  # how a download says that its request failed
-    sign_in = "pass --token or run `hf auth login`"
-    status = getattr(getattr(exc, "response", None), "status_code", None)
-    if isinstance(exc, hub.GatedRepoError) or (status == 403 and isinstance(exc, hub.HfHubHTTPError)):
-        fix = f"Accept the licence at https://huggingface.co/{repo_id}, then {sign_in}."
-        return BadInput(f"{repo_id} is gated: its owner gives access on request.", fix)
-    if isinstance(exc, hub.RevisionNotFoundError):
-        return BadInput(f"{repo_id} has no revision {revision!r}.", "Pass a branch, tag or commit that it has.")
-    if isinstance(exc, hub.DisabledRepoError):
-        return BadInput(f"{repo_id} was disabled by the Hub.", "Use another model.")
-    if isinstance(exc, hub.RepositoryNotFoundError):
-        what = f"{repo_id} is no path here, and on the Hub it does not exist or is private."
-        return BadInput(what, f"Check the spelling (owner/name); for a private one {sign_in}.")
-    if status == 401:
-        return BadInput(
-            "The Hub refuses the token: invalid or expired.", "Pass another --token or run `hf auth login`."
-        )
-    if status == 429:
-        return BadInput("The Hub allows no more requests for now.", f"Wait some minutes, or {sign_in}.")
-    if isinstance(exc, hub.OfflineModeIsEnabled):
-        return BadInput(
-            "HF_HUB_OFFLINE is set, so nothing is fetched.", "Unset it, or pass --offline to use the cache."
-        )
-    if isinstance(exc, hub.EntryNotFoundError):
-        return BadInput(f"{repo_id} lost a file while it was fetched: {exc}", "Run it again.")
-    if isinstance(exc, hub.HFValidationError):
-        return BadInput(f"{repo_id!r} is no repository of the Hub: {exc}", "Give owner/name, or a folder.")
-    libraries = {kind.__module__.partition(".")[0] for kind in type(exc).__mro__}
-    if isinstance(exc, hub.HfHubHTTPError | ConnectionError | TimeoutError) or libraries & HTTP_LIBRARIES:
-        what = f"The Hub cannot be reached for {repo_id}: {str(exc).strip().splitlines()[0] if str(exc) else type(exc)}"
-        return BadInput(
-            what, "Check the connection (HF_ENDPOINT, proxy) and run it again; a cached one needs --offline."
-        )
-    if isinstance(exc, OSError) and exc.errno in (errno.ENOSPC, errno.EDQUOT):
-        return DiskError(f"The disk is full: {repo_id} was not fetched whole.", "Make room, or set HF_HOME elsewhere.")
-    if isinstance(exc, OSError):
-        what = f"The Hub's cache failed for {repo_id}: {exc}."
-        return DiskError(what, "Check its permissions and the disk, or set HF_HOME to another folder.")
-    return None

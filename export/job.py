@@ -23,6 +23,7 @@ from ..proof.numeric import NUMERIC_LIMIT, prove_numbers
 from ..proof.weights import FileHashes, prove_weights
 from ..quant.recipes import recipe
 from .bound import entries_for
+from .changed import Changes
 from .graphs import graph_for
 from .hub import fetch, is_hub_id
 from .layout import write_layout
@@ -209,7 +210,7 @@ class ExportJob:
         words = ["vitrify", "export", self.source.given]
         said = {"revision": self.source.revision, "variant": self.source.variant, **self.source.settings}
         for option, value in said.items():
-            words += [f"--{option.replace('_', '-')}", value] if value else []
+            words += [f"--{option.replace('_', '-')}", str(value)] if value else []
         words += [] if self.graphs is None else ["--graph-from", str(self.graphs.root)]
         words += ["--control"] if self.control else []
         words += [] if self.verify is None else ["--verify" if self.verify else "--no-verify"]
@@ -254,6 +255,9 @@ def export_model(
     prediction_type: str | None = None,
     graph_from: str | Path | None = None,
     control: bool = False,
+    tome: float | None = None,
+    vae: str | Path | None = None,
+    preview_vae: str | Path | None = None,
     report: Report = silent,
 ) -> Artifact:
     """Export a diffusers or transformers folder, a single checkpoint or a hub id to the folder `target`.
@@ -262,6 +266,9 @@ def export_model(
         config, prediction_type: of a single checkpoint, see `open_single_file`.
         graph_from: an artifact of the same architecture, whose graphs are taken instead of traced.
         control: its UNet shall take a ControlNet's residuals.
+        tome: the share of tokens that its UNet merges before self-attention at the highest resolution, 0 to 0.75.
+        vae: a folder or hub id, of the VAE to take in place of the source's.
+        preview_vae: likewise, of a VAE whose decoder draws previews.
         verify: prove the numbers against PyTorch; None: where that needs less than 1 GB.
         replace: an artifact that lies there may be replaced.
 
@@ -269,6 +276,8 @@ def export_model(
         VitrifyError: one of its kinds; nothing half-written is left.
     """
     graphs = None if graph_from is None else Artifact.load(Path(graph_from))
+    changes = Changes(tome, *(None if path is None else str(path) for path in (vae, preview_vae)))
+    changes.check()
     found = find_source(
         str(source),
         revision=revision,
@@ -278,6 +287,7 @@ def export_model(
         prediction_type=prediction_type,
         report=report,
     )
+    found = changes.apply(found, token=token, report=report)
     return ExportJob(found, Path(target), verify, replace, report, graphs=graphs, control=control).run().artifact
 
 

@@ -14,7 +14,7 @@ from ..core.publish import link_or_copy
 from ..pipelines.families import FAMILIES, pipeline_settings
 from ..pipelines.families.base import Family
 from ..pipelines.prompt import write_tokenizer_json
-from ..pipelines.settings import classifier_settings, is_exchangeable
+from ..pipelines.settings import PREVIEW, classifier_settings, is_exchangeable, vae_factors
 from .families.classifier import check_size
 from .families.controlnet import controlnet_settings
 from .source import PREPROCESSOR, Source
@@ -84,6 +84,8 @@ def _pipeline(source: Source) -> tuple[dict[str, Any], list[str]]:
     scheduler = read_json_object(source.folder / _SCHEDULER)
     settings = pipeline_settings(source.family, configs, scheduler, source.index)
     settings["files"]["index"] = _INDEX
+    if PREVIEW in configs:
+        settings["preview"] = vae_factors(configs[PREVIEW])
     if not is_exchangeable(scheduler):
         return settings, []
     return settings, [f"its scheduler {scheduler['_class_name']} is not one of ours: generate needs --scheduler"]

@@ -2,16 +2,19 @@
 
 from __future__ import annotations
 
+from collections.abc import Mapping
 from contextlib import ExitStack
 from pathlib import Path
 
 from ..core.artifact import Artifact, hash_file, is_artifact
 from ..core.cache import Cache, key_of
-from ..core.errors import BadInput, Busy
+from ..core.errors import BadInput, Busy, UsageError
 from ..core.machine import installed
 from ..core.progress import Event, Report, silent
+from ..pipelines.control import is_residual
 from ..pipelines.foreign import is_foreign
 from ..pipelines.load import open_artifact
+from .changed import NO_CHANGES, Changes
 from .graph import OPSET
 from .graphs import FORM
 from .hub import is_hub_id
@@ -29,11 +32,22 @@ def artifact_for(
     variant: str | None = None,
     token: str | None = None,
     offline: bool | None = None,
+    config: str | None = None,
+    prediction_type: str | None = None,
+    control: bool = False,
+    changes: Changes = NO_CHANGES,
     report: Report = silent,
 ) -> Artifact:
     """Open the artifact in a folder, or export the source in it (or on the hub) into the cache and open that.
 
+    Args:
+        revision, variant, token, offline: of a source, as `find_source` takes them.
+        config, prediction_type: of a single checkpoint, see `open_single_file`.
+        control: its UNet shall take a ControlNet's residuals.
+        changes: what else the export changes of it.
+
     Raises:
+        UsageError: an option of sources for an artifact, or an artifact that takes no ControlNet where one is wanted.
         Busy: another process is exporting the same source into the cache.
         VitrifyError: it is neither, cannot be exported, or is larger than the cache.
     """
@@ -41,14 +55,25 @@ def artifact_for(
     # a file is a single checkpoint
     plain = folder.is_file() or any((folder / name).is_file() for name in ("model_index.json", "config.json"))
     if folder.exists() and (is_artifact(folder) or is_foreign(folder) or not plain):
-        return open_artifact(folder)
+        refuse_source_options(folder, revision, variant)
+        return _opened(folder, {"--config": config, "--prediction-type": prediction_type}, control, changes)
     if not folder.exists() and not is_hub_id(given):
         raise BadInput(f"{given} does not exist.", "Give an artifact, a model's folder, or a hub id as owner/name.")
-    source = find_source(given, revision=revision, variant=variant, token=token, offline=offline, report=report)
-    key, cache = artifact_key(source), Cache()
+    source = find_source(
+        given,
+        revision=revision,
+        variant=variant,
+        token=token,
+        offline=offline,
+        config=config,
+        prediction_type=prediction_type,
+        report=report,
+    )
+    source = changes.apply(source, token=token, offline=offline, report=report)
+    key, cache = artifact_key(source, control), Cache()
     found = cache.get(KIND, key)
     if found is None:
-        _export(source, cache, key, report)
+        _export(source, cache, key, control, report)
         found = cache.get(KIND, key)
     if found is None:
         raise BadInput(
@@ -58,8 +83,43 @@ def artifact_for(
     return open_artifact(found / source.name)
 
 
-def artifact_key(source: Source) -> str:
+def refuse_source_options(folder: Path, revision: str | None, variant: str | None) -> None:
+    """Options that choose what is read of a source mean nothing for an artifact, and are not dropped without a word.
+
+    Raises:
+        UsageError: `folder` is an artifact's and one was given.
+    """
+    given = [name for name, value in (("--revision", revision), ("--variant", variant)) if value is not None]
+    if given and (is_artifact(folder) or is_foreign(folder)):
+        raise UsageError(
+            f"{' and '.join(given)} choose what is read of a source, and {folder} is an artifact.",
+            "Leave them out, or name the source.",
+        )
+
+
+def _opened(folder: Path, options: Mapping[str, str | None], control: bool, changes: Changes) -> Artifact:
+    """An artifact, where nothing is asked of it that only an export can do."""
+    for option, value in options.items():
+        if value is not None:
+            raise UsageError(f"{option} is for single checkpoints, and {folder} is none.", "Leave it out.")
+    if changes.given():
+        raise UsageError(
+            f"{' and '.join(changes.given())} change what is exported, and {folder} is an artifact.",
+            "Name the model, or export it again.",
+        )
+    artifact = open_artifact(folder)
+    inputs = [name for component in artifact.components.values() for name in component.inputs]
+    if control and not any(map(is_residual, inputs)):
+        raise UsageError(
+            f"{folder} is an artifact that takes no ControlNet.", "Export the model again, with --control."
+        )
+    return artifact
+
+
+def artifact_key(source: Source, control: bool = False) -> str:
     """The key of a source's artifact: whatever would make it another one.
+
+    control: its UNet takes a ControlNet's residuals.
 
     Configs and tokenizers enter by what they hold, weights by size and time, for they are gigabytes.
     """
@@ -75,11 +135,13 @@ def artifact_key(source: Source) -> str:
             "vitrify": installed("vitrify"),
             "form": FORM,
             "opset": OPSET,
+            **({"settings": dict(source.settings)} if source.settings else {}),
+            **({"control": True} if control else {}),
         }
     )
 
 
-def _export(source: Source, cache: Cache, key: str, report: Report) -> None:
+def _export(source: Source, cache: Cache, key: str, control: bool, report: Report) -> None:
     """Make the cache's entry: a folder that holds the artifact under the source's name, for results name it."""
     with ExitStack() as stack:
         try:
@@ -90,4 +152,4 @@ def _export(source: Source, cache: Cache, key: str, report: Report) -> None:
             ) from exc
         note = f"{source.given} is exported into the cache; `vitrify export` keeps it elsewhere"
         report(Event("export", note=note))
-        ExportJob(source, scratch / source.name, report=report, cache=cache).run()
+        ExportJob(source, scratch / source.name, report=report, cache=cache, control=control).run()

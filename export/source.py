@@ -49,7 +49,8 @@ class Source:
 
     given: as the user named it. family: sd or image-classification. index: model_index.json or config.json.
     revision: the commit, of a hub id. variant: of the weights, None for the plain ones.
-    file: the single checkpoint that it was read from, if it was one. settings: what the user said of it, by option.
+    file: the single checkpoint that it was read from, if it was one. settings: what the user said of it, by option;
+    see also changed.py.
     notes: what of it is copied, left out or taken for granted, one line each.
     """
 
@@ -62,7 +63,7 @@ class Source:
     revision: str | None = None
     variant: str | None = None
     file: Path | None = None
-    settings: Mapping[str, str] = field(default_factory=dict)
+    settings: Mapping[str, str | float] = field(default_factory=dict)
     notes: tuple[str, ...] = ()
 
     @property
@@ -176,7 +177,9 @@ def check_supported(given: str, root: str, index: Mapping[str, Any]) -> None:
 def _pipeline(folder: Path, given: str, index: dict[str, Any]) -> Described:
     name = str(index["_class_name"])
     family, specs = pipelines.components_of(index)
-    parts = tuple(_part(folder, spec) for spec in specs if not (spec.optional and _is_left_out(index, spec.folder)))
+    parts = tuple(
+        described_part(folder, spec) for spec in specs if not (spec.optional and _is_left_out(index, spec.folder))
+    )
     if family in pipelines.CHECKS:
         pipelines.CHECKS[family](given, {spec.name: config for spec, config, _ in parts})
     return Described(family, name, index, parts)
@@ -194,16 +197,21 @@ def _classifier(folder: Path, given: str, index: dict[str, Any]) -> Described:
             f"{given} has no {PREPROCESSOR}, so its pictures cannot be prepared as in training.",
             "Copy that file from the model's page, or save the model's image processor into the folder.",
         )
-    parts = tuple(_part(folder, spec) for spec in classifier.CLASSIFIER)
+    parts = tuple(described_part(folder, spec) for spec in classifier.CLASSIFIER)
     return Described("image-classification", str(next(iter(index["architectures"]))), index, parts)
 
 
 def _controlnet(folder: Path, given: str, index: dict[str, Any]) -> Described:
-    parts = tuple(_part(folder, spec) for spec in controlnet.CONTROLNET)
+    parts = tuple(described_part(folder, spec) for spec in controlnet.CONTROLNET)
     return Described("controlnet", str(index["_class_name"]), index, parts)
 
 
-def _part(folder: Path, spec: ComponentSpec) -> tuple[ComponentSpec, dict[str, Any], Path]:
+def described_part(folder: Path, spec: ComponentSpec) -> tuple[ComponentSpec, dict[str, Any], Path]:
+    """A component's spec, its config.json and where that lies, in a model's folder.
+
+    Raises:
+        BadInput: the file is missing or broken, or lacks what the spec reads of it.
+    """
     path = folder / spec.folder / "config.json"
     config = read_json_object(path)
     try:

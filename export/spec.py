@@ -22,7 +22,7 @@ class ComponentSpec:
     folder: where its config and checkpoint lie in the source ("" is the source's root). stem: the checkpoint's file
     name without .safetensors. library: who names its tensors, diffusers or transformers.
     inputs, outputs: tensor specs, given the config. example: a size for each symbol, odd and above 1, to trace with.
-    shapes: (min, optimum, max) for each symbol. checks: the two sets of sizes at which a proof compares.
+    shapes: (min, optimum, max) for each symbol. checks: the sets of sizes, two or more, at which a proof compares.
     narrow: the config of a twin with the same structure and a few MB of weights.
     """
 

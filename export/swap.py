@@ -16,6 +16,7 @@ from ..core.errors import BadInput, MissingDependency
 from ..core.json_file import read_json_object
 from ..core.safetensors_header import TensorEntry, read_header
 from .binding import COMPUTED
+from .families.merging import ratio_of
 from .graph import PLACEHOLDER
 from .graphs import Graph, graph_parts, shaping
 from .spec import ComponentSpec, Config
@@ -39,6 +40,7 @@ def graph_from_artifact(artifact: Artifact, spec: ComponentSpec, config: Config)
     if component is None:
         raise BadInput(f"{artifact.root} has no {spec.name}.", f"Name an artifact of the same family. {FRESH}")
     _check_exact(artifact, component)
+    _check_merging(artifact, component, spec)
     _check_inputs(artifact, component, spec, config)
     _check_config(artifact, component, spec, config)
     import onnx_ir as ir
@@ -56,6 +58,17 @@ def _check_exact(artifact: Artifact, component: Component) -> None:
         raise BadInput(
             f"{artifact.root}: its {component.name} is {kind}; its graph was made for its own weights.",
             "Name the float32 ONNX artifact that it was compiled from, and compile the new one again.",
+        )
+
+
+def _check_merging(artifact: Artifact, component: Component, spec: ComponentSpec) -> None:
+    has, wants = ratio_of(component.details.get("kind", "")), ratio_of(spec.kind)
+    if has != wants:
+        fix = f"Give --tome {has}, or leave --graph-from out." if has else FRESH
+        raise BadInput(
+            f"{artifact.root}: its {component.name} merges {f'{has:g} of its' if has else 'no'} tokens, this model's "
+            f"shall merge {f'{wants:g} of them' if wants else 'none'}.",
+            fix,
         )
 
 
@@ -95,14 +108,14 @@ def _defaults(artifact: Artifact, spec: ComponentSpec, config: Config, names: li
     import inspect
 
     try:
-        from ..runtimes.torch.modules import KINDS
+        from ..runtimes.torch.modules import kind_named
     except ImportError as exc:
         raise MissingDependency(
             f"{artifact.root} and this model have config.json of different versions ({', '.join(names[:3])}); which "
             "values they leave out only diffusers and transformers know, which are not installed.",
             'pip install "vitrify[export]"',
         ) from exc
-    cls = KINDS[spec.kind].load_class(config)
+    cls = kind_named(spec.kind).load_class(config)
     if spec.library == "transformers":
         own = cls.config_class if hasattr(cls, "config_class") and cls.config_class is not None else None
         made = own().to_dict() if own is not None else {}

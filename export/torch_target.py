@@ -141,13 +141,13 @@ def write_torch(
     load_runtime("torch")  # says what is missing
     import onnx_ir as ir
 
-    from ..runtimes.torch.modules import KINDS, build_empty
+    from ..runtimes.torch.modules import build_empty, is_kind
     from ..runtimes.torch.quantized import layers_of
 
     folder = Path(component.graph).parent
     place = "" if folder == Path() else f"{folder.as_posix()}/"
     kind = component.details.get("kind")
-    if kind not in KINDS or not (component.root / folder / CONFIG).is_file():
+    if not is_kind(kind) or not (component.root / folder / CONFIG).is_file():
         raise BadInput(
             f"{component.name} does not say which module it is ({place}{CONFIG}, details.kind).",
             "Compile from the artifact that `vitrify export` made.",

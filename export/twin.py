@@ -1,4 +1,7 @@
-"""The graph proof: an architecture's narrow twin, with real random weights, exported and compared with its module."""
+"""The graph proof: an architecture with real random weights, exported and compared with its module.
+
+A large architecture is proved on its narrow twin, which is traced for that; a small one is its own twin.
+"""
 
 from __future__ import annotations
 
@@ -17,13 +20,33 @@ from .names import bind_module
 from .spec import ComponentSpec, Config
 
 if TYPE_CHECKING:
+    import onnx_ir as ir
     import torch
 
 _SEED = 20
 
 
+def prove_itself(spec: ComponentSpec, config: Config, model: ir.Model) -> dict[str, Any]:
+    """Run a graph with random weights beside its module at two shapes and batches.
+
+    Args:
+        model: the graph of `config` without weights; it stays as it is.
+
+    Returns:
+        As `prove_graph` does.
+
+    Raises:
+        ProofFailed: the outputs differ.
+    """
+    import onnx_ir as ir
+
+    return _proved(
+        spec, config, ir.serde.deserialize_model(ir.serde.serialize_model(model)), random_module(spec, config)
+    )
+
+
 def prove_graph(spec: ComponentSpec, config: Config, wanted: Counter[str]) -> dict[str, Any]:
-    """Export the twin of `config` and run it beside its module at two shapes and batches.
+    """Export the narrow twin of `config` and run it beside its module at two shapes and batches.
 
     Args:
         wanted: the operators of the full graph; the twin's must be the same, or it would prove another graph.
@@ -34,38 +57,42 @@ def prove_graph(spec: ComponentSpec, config: Config, wanted: Counter[str]) -> di
     Raises:
         ProofFailed: the outputs differ, or the twin is no twin.
     """
+    narrow = spec.narrow(config)
+    model = graph_from_module(spec, narrow)
+    got = operators(model)
+    if got != wanted:
+        differing = sorted(k for k in got.keys() | wanted.keys() if got[k] != wanted[k])
+        raise ProofFailed(
+            f"The narrow twin of {spec.name} has other operators than the model: {', '.join(differing[:5])}.",
+            "Report the model's config.json.",
+        )
+    return _proved(spec, narrow, model, random_module(spec, narrow))
+
+
+def _proved(spec: ComponentSpec, config: Config, model: ir.Model, module: torch.nn.Module) -> dict[str, Any]:
+    """Link the graph to the module's weights, and compare the two."""
     import onnx_ir as ir
 
     from ..runtimes.torch.modules import no_bars
 
-    narrow = spec.narrow(config)
     with tempfile.TemporaryDirectory(prefix="vitrify-twin-") as scratch:
         source, root = Path(scratch) / "source", Path(scratch) / "artifact"
-        module = random_module(spec, narrow)
         with quiet(), no_bars():
             library_module: Any = module
             library_module.save_pretrained(source)
-        model = graph_from_module(spec, narrow)
-        got = operators(model)
-        if got != wanted:
-            differing = sorted(k for k in got.keys() | wanted.keys() if got[k] != wanted[k])
-            raise ProofFailed(
-                f"The narrow twin of {spec.name} has other operators than the model: {', '.join(differing[:5])}.",
-                "Report the model's config.json.",
-            )
         bindings = bind_module(module, open_checkpoint(source, (spec.stem,)))
         weights, _ = link_weights(model, bindings.linked, root, "")
         ir.save(model, root / "model.onnx")
-        component = spec.component(narrow, "onnx", "model.onnx", root, tuple(weights))
-        reference = spec.component(narrow, "torch", "config.json", source, ())
+        component = spec.component(config, "onnx", "model.onnx", root, tuple(weights))
+        reference = spec.component(config, "torch", "config.json", source, ())
         with quiet():
-            found, _ = compared(component, reference, spec.checks(narrow))
+            found, _ = compared(component, reference, spec.checks(config))
     require(f"The graph of {spec.name}", found)
     worst = max(found, key=lambda p: p.relative)
     return {
         "max_abs": worst.max_abs,
         "relative": worst.relative,
-        "shapes": spec.checks(narrow),
+        "shapes": spec.checks(config),
         "outputs": [p.to_json() for p in found],
         "reference": "torch float32",
     }

@@ -12,6 +12,7 @@ from ..core.artifact import Artifact, is_artifact
 from ..core.cache import Cache, key_of
 from ..core.errors import BadInput, NotFinite, ProofFailed, UsageError
 from ..core.progress import Event, Report, silent
+from ..pipelines.control import is_residual
 from ..pipelines.foreign import is_foreign
 from ..pipelines.load import open_artifact
 from ..proof.evidence import Evidence, keep_pictures, remove_pictures
@@ -20,12 +21,14 @@ from ..proof.numeric import exact, prove_numbers, tolerance_of
 from ..proof.page import check_page_path, write_page
 from ..proof.weights import FileHashes, prove_weights
 from .bound import entries_for
+from .changed import Changes
 from .graphs import graph_parts
 from .job import find_source, hub_source
 from .libraries import export_libraries
 from .reference import reference_artifact
+from .resolve import refuse_source_options
 from .single_file.source import SINGLE_FILES
-from .source import Source
+from .source import Source, with_residuals
 
 AGAINST = "give --against a source or an artifact"
 
@@ -60,10 +63,12 @@ def verify_artifact(
     Raises:
         BadArtifact: the files are not those that were built.
         BadInput: the source is not there, or is the artifact itself; a folder of weights is no good.
-        UsageError: `lpips` or `clip` for an artifact that draws no pictures.
+        UsageError: `lpips` or `clip` for an artifact that draws no pictures; `revision` or `variant` of an artifact.
         ProofFailed: what differs.
     """
     artifact = open_artifact(path)
+    if against is not None:
+        refuse_source_options(Path(against), revision, variant)
     if html is not None:
         check_page_path(html)
     if (lpips or clip) and "classify" in artifact.pipeline["tasks"]:
@@ -130,6 +135,7 @@ def _verify(
         source = find_source(
             named, revision=revision, variant=variant, token=token, offline=offline, report=report, **said
         )
+    source = _as_exported(source, artifact, token, offline, report)
     ours = is_artifact(artifact.root)
     if ours:
         artifact = _trace(artifact, source, report)
@@ -179,6 +185,15 @@ def _own_source(
 def _said(artifact: Artifact) -> dict[str, Any]:
     """What was said of the single checkpoint that an artifact was exported from."""
     return {name: artifact.model[name] for name in ("config", "prediction_type") if artifact.model.get(name)}
+
+
+def _as_exported(source: Source, artifact: Artifact, token: str | None, offline: bool | None, report: Report) -> Source:
+    """The source with what the artifact's export changed of its own."""
+    if source.family != artifact.pipeline["family"]:
+        return source  # told when the two are compared
+    source = Changes.of(artifact.model).apply(source, token=token, offline=offline, report=report)
+    controlled = any(is_residual(name) for component in artifact.components.values() for name in component.inputs)
+    return with_residuals(source) if controlled else source
 
 
 def _trace(artifact: Artifact, source: Source, report: Report) -> Artifact:

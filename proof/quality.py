@@ -53,6 +53,7 @@ class Tolerance:
 
 
 EXACT = Tolerance()
+MEASURED = Tolerance(0.0, 1.0, 0.0, False, 8, 20)
 
 
 @dataclass(frozen=True)

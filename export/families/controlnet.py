@@ -79,7 +79,15 @@ def with_control(spec: ComponentSpec) -> ComponentSpec:
         plain = dict.fromkeys(_symbols(config), 1)
         return [*(sizes | _sizes(config, sizes) for sizes in own), *(sizes | plain for sizes in own[-1:])]
 
-    return replace(spec, kind="unet_control", inputs=inputs, example=example, shapes=shapes, checks=checks)
+    kind = spec.kind.replace("unet", "unet_control", 1)  # what is behind the name stays
+    return replace(
+        spec,
+        kind=kind,
+        inputs=inputs,
+        example=example,
+        shapes=shapes,
+        checks=checks,
+    )
 
 
 def _dims(channels: int, level: int) -> tuple[str | int, ...]:

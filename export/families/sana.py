@@ -2,12 +2,14 @@
 
 from __future__ import annotations
 
+from collections.abc import Mapping
 from itertools import product
+from typing import Any
 
 from ...core.tensors import DType, TensorSpec
 from ..spec import ComponentSpec, Config
 from .gemma import GEMMA2
-from .narrow import are_alike
+from .narrow import first_alike
 from .vae import VAE_DECODER, VAE_ENCODER
 
 F32 = DType.FLOAT32
@@ -43,8 +45,8 @@ def _narrow(config: Config) -> Config:
     """A few heads, each of at least 8: with narrower ones all of a query may be 0, or all but for rounding."""
     if int(config["num_attention_heads"]) * int(config["attention_head_dim"]) <= 48:
         return config
-    for (heads, width), (cross, cross_width) in product(_HEADS, _HEADS):
-        narrow = {
+    changes = (
+        {
             "num_attention_heads": heads,
             "attention_head_dim": width,
             "num_cross_attention_heads": cross,
@@ -52,15 +54,15 @@ def _narrow(config: Config) -> Config:
             "cross_attention_dim": 48,
             "caption_channels": 48 if config["caption_channels"] == config["cross_attention_dim"] else 64,
         }
-        if are_alike(_sizes(config), _sizes(config | narrow)):
-            return config | narrow
-    raise ValueError("heads of these sizes have no narrow twin")
+        for (heads, width), (cross, cross_width) in product(_HEADS, _HEADS)
+    )
+    return first_alike(config, _sizes, changes)
 
 
 _HEADS = ((6, 8), (4, 12), (3, 16), (2, 24))  # number and width of heads that are 48 together
 
 
-def _sizes(config: Config) -> list[int]:
+def _sizes(config: Mapping[str, Any]) -> list[int]:
     """The sizes that the transformer's tensors have, but for those of the pictures and the text."""
     heads, cross = int(config["num_attention_heads"]), int(config["num_cross_attention_heads"])
     width = heads * int(config["attention_head_dim"])

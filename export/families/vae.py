@@ -3,13 +3,16 @@
 from __future__ import annotations
 
 import math
+from dataclasses import replace
 
+from ...core.errors import BadInput
 from ...core.tensors import DType, TensorSpec
-from ...pipelines.settings import vae_scale
+from ...pipelines.settings import PREVIEW, vae_factors, vae_scale
 from ..spec import ComponentSpec, Config
 from .narrow import narrow_channels
 
 F32 = DType.FLOAT32
+CLASSES = ("AutoencoderKL", "AutoencoderTiny", "AutoencoderDC")  # of diffusers
 _WIDTHS = ("encoder_block_out_channels", "decoder_block_out_channels")  # of AutoencoderTiny and AutoencoderDC
 
 
@@ -97,3 +100,24 @@ VAE_ENCODER = ComponentSpec(
     narrow=_narrow,
     unused=("decoder.", "post_quant_conv."),
 )
+# a decoder for previews, beside the pipeline's own and mostly a tiny one
+PREVIEW_DECODER = replace(VAE_DECODER, name=PREVIEW, folder=PREVIEW, optional=True)
+
+
+def check_vae(given: str, config: Config) -> None:
+    """Refuse what is no VAE, and a config.json that does not say what its latents are.
+
+    Raises:
+        BadInput: names the classes that are supported, or the entry.
+    """
+    name = config.get("_class_name")
+    if name not in CLASSES:
+        what = f"a {name}" if name else "no model of diffusers"
+        raise BadInput(f"{given} is {what}, not a VAE that is supported.", f"Supported: {', '.join(CLASSES)}.")
+    try:
+        int(config["latent_channels"]), vae_scale(config), vae_factors(config)
+    except (KeyError, TypeError, ValueError) as exc:
+        raise BadInput(
+            f"{given}: its config.json lacks an entry or has a wrong one ({type(exc).__name__}: {exc}).",
+            "Check that config.json is the VAE's own.",
+        ) from exc

@@ -49,18 +49,19 @@ FLUX: Config = {
 
 
 def adapted(scheduler: Config, names: Mapping[str, Any], prediction_type: str | None, guided: bool) -> Config:
-    """A family's scheduler for one checkpoint.
+    """A scheduler for one checkpoint.
 
     Args:
+        scheduler: the family's, or that of the model that `--config` names.
         names: of the checkpoint's tensors. Trainers mark v-prediction and a noise schedule that ends in pure noise with
             empty tensors, `v_pred` and `ztsnr`.
         prediction_type: what the user says that the model predicts; None leaves it to the family and the marks.
-        guided: a Flux that was distilled with guidance; the fast one is not shifted by size.
+        guided: False for a Flux that was not distilled with guidance: the fast one is not shifted by size.
 
     Raises:
         UsageError: a prediction type that does not exist, or one for flow matching, which has its own.
     """
-    flow = scheduler["_class_name"].startswith("FlowMatch")
+    flow = str(scheduler.get("_class_name")).startswith("FlowMatch")
     if prediction_type is not None:
         if prediction_type not in PREDICTION_TYPES:
             raise UsageError(

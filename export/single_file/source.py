@@ -116,7 +116,7 @@ def open_single_file(
 
 def _read(path: Path) -> tuple[Checkpoint, Unpack | None]:
     """A file's tensors, and how they are unpacked."""
-    if path.suffix == ".gguf":
+    if path.suffix.lower() == ".gguf":
         return read_gguf(path), unpacked
     return read_header(path), None
 
@@ -221,9 +221,7 @@ def _files(
         guided = bool(configs.get("transformer", {}).get("guidance_embeds"))
         scheduler = adapted(layout.scheduler, names, prediction_type, guided)
     else:
-        scheduler = base.scheduler()
-        if prediction_type is not None:
-            scheduler = adapted(scheduler, names, prediction_type, False)
+        scheduler = adapted(base.scheduler(), names, prediction_type, True)
     files = {INDEX: as_json(index), SCHEDULER: as_json(scheduler)}
     files |= {f"{folder}/config.json": as_json(config) for folder, config in configs.items()}
     for name, pad in layout.tokenizers.items():

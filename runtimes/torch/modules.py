@@ -9,9 +9,10 @@ from __future__ import annotations
 import contextlib
 import importlib
 import logging
+import re
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from pathlib import Path
-from typing import Any, NamedTuple
+from typing import Any, NamedTuple, TypeGuard
 
 import torch
 
@@ -258,9 +259,43 @@ KINDS: dict[str, Kind] = {
 }
 
 
+# behind the name of a UNet's kind: the share of tokens that it merges
+_MERGING = re.compile(r"(unet\w*):tome=(0?\.\d+)")
+
+
+def is_kind(text: object) -> TypeGuard[str]:
+    """Whether `kind_named` knows it."""
+    try:
+        return isinstance(text, str) and bool(kind_named(text))
+    except BadArtifact:
+        return False
+
+
+def kind_named(text: str) -> Kind:
+    """The kind that a component's `details` name: one of `KINDS`, or such a UNet that merges tokens, `unet:tome=0.5`.
+
+    Raises:
+        BadArtifact: there is no such kind.
+    """
+    merging = _MERGING.fullmatch(text)
+    known = KINDS.get(merging[1] if merging else text)
+    if known is None:
+        raise BadArtifact(f"There is no kind of component {text!r}.", "pip install --upgrade vitrify")
+    if merging is None:
+        return known
+    plain, ratio = known.wrap, float(merging[2])
+
+    def wrap(module: torch.nn.Module) -> torch.nn.Module:
+        with quiet_imports():
+            from .merging import merge_tokens
+        return plain(merge_tokens(module, ratio))
+
+    return known._replace(wrap=wrap)
+
+
 def build(kind: str, config: dict[str, Any]) -> torch.nn.Module:
     """The wrapped module made from a config.json's content, with fresh weights on the current default device."""
-    known = KINDS[kind]
+    known = kind_named(kind)
     cls = known.load_class(config)
     with quiet_imports():  # the libraries import a model's own file when it is made
         if known.library == "diffusers":
@@ -287,7 +322,7 @@ def load(kind: str, folder: Path, variant: str | None = None) -> torch.nn.Module
     Raises:
         BadArtifact: the checkpoint lacks weights, or they have other shapes: the libraries would make up random ones.
     """
-    known = KINDS[kind]
+    known = kind_named(kind)
     word = "dtype" if known.library == "transformers" and _takes_dtype() else "torch_dtype"
     given = {word: torch.float32, "variant": variant, "use_safetensors": True, "local_files_only": True}
     with no_bars(), quiet_imports():

@@ -13,7 +13,7 @@ from typing import Any
 import torch
 
 from ...core.errors import BadArtifact
-from .modules import KINDS, no_bars, quiet_imports
+from .modules import kind_named, no_bars, quiet_imports
 
 
 def load_single_file(kind: str, file: Path, config_path: Path, config: Mapping[str, Any]) -> torch.nn.Module:
@@ -26,7 +26,7 @@ def load_single_file(kind: str, file: Path, config_path: Path, config: Mapping[s
     Raises:
         BadArtifact: the library finds no such component in the file, or not all of it.
     """
-    known = KINDS[kind]
+    known = kind_named(kind)
     folder, name = config_path.parent.parent, config_path.parent.name
     with no_bars(), quiet_imports(), _errors_only():
         cls = known.load_class(config)

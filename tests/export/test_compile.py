@@ -12,6 +12,7 @@ import subprocess
 import sys
 import time
 from collections.abc import Callable, Iterator
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
@@ -78,6 +79,13 @@ def test_its_manifest_tells_what_it_was_made_from(pictures: Compiled, drawing: A
     assert recipes == {
         "text_encoder": "int8-weights", "unet": "int8-weights", "vae_decoder": "fp32", "vae_encoder": "fp32",
     }  # fmt: skip
+
+
+def test_its_command_names_the_commit_and_the_variant(labelling: Artifact, tmp_path: Path) -> None:
+    fetched = replace(labelling, model=labelling.model | {"source": "a/b", "revision": "1" * 40, "variant": "fp16"})
+    made = CompileJob(fetched, tmp_path / "out", recipe=INT8, verify=False).run().artifact
+    said = f"--quant int8-weights --revision {'1' * 40} --variant fp16"
+    assert made.built["command"] == f"vitrify compile a/b --to onnx {said}"
 
 
 def test_every_file_is_there_once_and_has_its_hash(pictures: Compiled, drawing: Artifact) -> None:

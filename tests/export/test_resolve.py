@@ -12,12 +12,15 @@ import pytest
 
 from vitrify.core.artifact import Artifact
 from vitrify.core.cache import Cache
-from vitrify.core.errors import BadInput, Busy
+from vitrify.core.errors import BadInput, Busy, UsageError
 from vitrify.core.progress import Event
 from vitrify.export import resolve
+from vitrify.export.compile import compile_model
 from vitrify.export.layout import files_of
 from vitrify.export.resolve import KIND, artifact_for, artifact_key
 from vitrify.export.source import Source, open_source
+from vitrify.export.verify import verify_artifact
+from vitrify.pipelines.control import is_residual
 
 pytest.importorskip("torch", reason="needs the extra export")
 
@@ -136,3 +139,35 @@ def test_an_export_that_another_process_makes_is_waited_for_not_made_twice(own_c
     ):
         artifact_for(str(emotions), report=events.append)
     assert events == [], "something was exported for nothing"
+
+
+def test_what_is_asked_of_a_source_alone(emotions_artifact: Path, diffusion: Path, emotions: Path) -> None:
+    with pytest.raises(UsageError, match="--prediction-type is for single checkpoints"):
+        artifact_for(str(emotions_artifact), prediction_type="epsilon")
+    with pytest.raises(UsageError, match="--config is for single checkpoints"):
+        artifact_for(str(emotions), config=str(diffusion))
+    with pytest.raises(UsageError, match="is an artifact that takes no ControlNet") as caught:
+        artifact_for(str(emotions_artifact), control=True)
+    assert caught.value.fix == "Export the model again, with --control."
+    source = open_source(diffusion)
+    assert artifact_key(source, control=True) != artifact_key(source)
+
+
+@pytest.mark.slow  # traces a UNet with residuals
+def test_a_source_is_exported_so_that_it_takes_controlnets(own_cache: Path, diffusion: Path, tmp_path: Path) -> None:
+    made = artifact_for(str(diffusion), control=True)
+    residuals = [name for name in made.components["unet"].inputs if is_residual(name)]
+    assert residuals
+    assert artifact_for(str(diffusion)).id != made.id, "without is another one"
+    compiled = compile_model(diffusion, tmp_path / "int8", quant="int8-weights", control=True, verify=False)
+    assert [name for name in compiled.components["unet"].inputs if is_residual(name)] == residuals
+    assert compiled.built["command"].endswith("--control")
+    assert artifact_for(str(tmp_path / "int8"), control=True).id == compiled.id
+
+
+def test_what_is_read_of_a_source_is_not_asked_of_an_artifact(emotions_artifact: Path, tmp_path: Path) -> None:
+    what = "--revision and --variant choose what is read of a source"
+    with pytest.raises(UsageError, match=what):
+        compile_model(emotions_artifact, tmp_path / "out", quant="int8-dynamic", revision="main", variant="fp16")
+    with pytest.raises(UsageError, match=what):
+        verify_artifact(emotions_artifact, str(emotions_artifact), revision="main", variant="fp16")

@@ -361,8 +361,11 @@ def test_nothing_reads_a_file_of_gigabytes(layouts: Any, python: Callable[..., A
 
 
 def test_trainers_marks_tell_what_a_model_predicts(layouts: Any, tmp_path: Path) -> None:
-    shapes = whole_checkpoint("Stable Diffusion 1", layouts) | {"v_pred": (), "ztsnr": ()}
-    source = find_source(str(hollow_file(shapes, tmp_path / "model.safetensors")))
-    scheduler = json.loads((source.folder / "scheduler/scheduler_config.json").read_text())
-    assert scheduler["prediction_type"] == "v_prediction"
-    assert scheduler["rescale_betas_zero_snr"] is True
+    shapes = whole_checkpoint("Stable Diffusion 1", layouts)
+    plain = find_source(str(hollow_file(shapes, tmp_path / "plain.safetensors")))
+    marked = str(hollow_file(shapes | {"v_pred": (), "ztsnr": ()}, tmp_path / "model.safetensors"))
+    for config in (None, str(plain.folder)):
+        source = find_source(marked, config=config)
+        scheduler = json.loads((source.folder / "scheduler/scheduler_config.json").read_text())
+        assert scheduler["prediction_type"] == "v_prediction"
+        assert scheduler["rescale_betas_zero_snr"] is True
