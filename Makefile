@@ -72,7 +72,8 @@ test-openvino-peers: .venv-openvino-peers/.ready
 
 test-ray: .venv-ray/.ready
 	OMP_NUM_THREADS=1 VITRIFY_TEST_ENGINE=ray .venv-ray/bin/python -m pytest -m "not slow" tests/serve/test_ray.py \
-		tests/serve/test_huggingface.py tests/serve/test_openai.py tests/serve/test_a1111.py tests/serve/test_inference_v2.py
+		tests/serve/test_huggingface.py tests/serve/test_openai.py tests/serve/test_a1111.py tests/serve/test_inference_v2.py \
+		tests/serve/test_drawing.py
 
 bench: $(VENV)/.ready
 	$(RUN) vitrify.bench.first --work $(BENCH)

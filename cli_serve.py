@@ -12,7 +12,7 @@ from . import screen
 from .arguments import Json, Offline, RuntimeOption, Threads
 from .core.errors import MissingDependency, UsageError
 
-_LIMITS, _SAFETY, _RAY = "Limits", "Who may call", "Engine"
+_LIMITS, _SAFETY, _RAY, _WORDS = "Limits", "Who may call", "Engine", "LoRAs, embeddings and hooks"
 
 
 class Engine(StrEnum):
@@ -21,7 +21,9 @@ class Engine(StrEnum):
 
 
 def serve(
-    models: Annotated[list[str], typer.Argument(help="Artifacts or models; each is served under its folder's name.")],
+    models: Annotated[
+        list[str], typer.Argument(help="Artifacts or models, ControlNets too; each is served under its folder's name.")
+    ],
     host: Annotated[str | None, typer.Option(help="Address to listen on; default 127.0.0.1.")] = None,
     port: Annotated[int | None, typer.Option(help="Default 8000.")] = None,
     config: Annotated[Path | None, typer.Option(help="TOML file with any of these settings.")] = None,
@@ -44,6 +46,17 @@ def serve(
     ] = None,
     grace: Annotated[
         float | None, typer.Option(help="Seconds that what runs has at SIGTERM; default 30.", rich_help_panel=_LIMITS)
+    ] = None,
+    lora_folder: Annotated[
+        Path | None,
+        typer.Option(help="Folder of LoRAs that clients may name, by their files' names.", rich_help_panel=_WORDS),
+    ] = None,
+    embedding: Annotated[
+        list[Path] | None, typer.Option(help="A textual inversion's file; several times.", rich_help_panel=_WORDS)
+    ] = None,
+    hook: Annotated[
+        list[str] | None,
+        typer.Option(help="A plugin, as wildcards:folder=DIR; several times.", rich_help_panel=_WORDS),
     ] = None,
     pin: Annotated[list[str] | None, typer.Option(help="Models that stay open.", rich_help_panel=_LIMITS)] = None,
     keys: Annotated[
@@ -78,6 +91,7 @@ def serve(
         "host": host, "port": port, "state": state, "device": device, "runtime": runtime, "threads": threads or None,
         "queue": queue, "timeout": timeout, "memory_budget": memory_budget, "worker_memory": worker_memory,
         "rate": rate, "grace": grace, "pinned": pin, "keys": keys, "no_keys": no_keys or None,
+        "lora_folder": lora_folder, "embedding": embedding, "hook": hook,
     }  # fmt: skip
     if engine is not Engine.RAY and (replicas or ray_address):
         raise UsageError("--replicas and --ray-address are of another engine.", "Add --engine ray.")

@@ -1,67 +1,47 @@
 """AUTOMATIC1111's and SD.Next's API below /sdapi/v1: txt2img, progress, interrupt, and the lists that clients ask for.
 
-Its clients send every field that they know. What is not done here is accepted and named in `info` as
-`not_supported`, so that nobody has to guess.
+img2img has a file of its own, as have ControlNets, which are asked about below /controlnet. The API's clients send
+every field that they know. What is not done here is accepted and named in `info` as `not_supported`, so that nobody has
+to guess.
 """
 
 from __future__ import annotations
 
+import asyncio
 import base64
-import json
 import time
-from collections.abc import Mapping
+from collections.abc import Sequence
+from pathlib import Path
 from typing import Any
 
 from fastapi import APIRouter, Request
 from fastapi.responses import JSONResponse
-from pydantic import BaseModel, ConfigDict, Field
+from pydantic import BaseModel, Field
 
-from .. import __version__
 from ..core.errors import VitrifyError
 from ..core.machine import memory
+from ..pipelines.embeddings import read_embedding
 from ..pipelines.schedulers import SCHEDULERS
-from .a1111_text import SCHEDULES, infotext, label_of, not_done, sampler, settings_in, with_text
-from .catalogue import ModelInfo
-from .errors import BadField, UnknownModel, Unsupported
-from .fields import drawer, read, to_draw
+from . import a1111_control, a1111_img2img
+from .a1111_drawing import Txt2Img, answer, work_of
+from .a1111_options import DIGEST, OPTIONS, chosen, picture_format, title, titled
+from .a1111_text import SCHEDULES, settings_in
+from .errors import Unsupported
+from .fields import read
 from .gate import Gate
-from .jobs import Failure, Job
+from .jobs import Job
 from .pictures import checked, from_base64, texts_of
 from .requests import GenerateRequest
+from .turns import Turns
 
-_DIGEST = 10  # characters of a model's id that are shown as its hash
-_FORMATS = {"png": "png", "jpg": "jpeg", "jpeg": "jpeg", "webp": "webp"}
-_NAMES = {"guidance": "cfg_scale", "images": "batch_size * n_iter", "scheduler": "sampler_name"}
-_OPTIONS = ("sd_model_checkpoint", "samples_format")  # those that can be set
 _EMPTY_LISTS = (
-    "upscalers", "latent-upscale-modes", "sd-vae", "sd-modules", "loras", "hypernetworks", "face-restorers",
-    "realesrgan-models", "prompt-styles", "artist-categories", "artists", "script-info", "extensions",
+    "upscalers", "latent-upscale-modes", "sd-vae", "sd-modules", "hypernetworks", "face-restorers",
+    "realesrgan-models", "prompt-styles", "artist-categories", "artists", "extensions",
 )  # fmt: skip
 _NOT_YET = {
-    "img2img": "change pictures", "extra-single-image": "enlarge pictures", "extra-batch-images": "enlarge pictures",
+    "extra-single-image": "enlarge pictures", "extra-batch-images": "enlarge pictures",
     "interrogate": "describe pictures",
 }  # fmt: skip
-
-
-class Txt2Img(BaseModel):
-    """The fields of txt2img that do something; all others are accepted."""
-
-    model_config = ConfigDict(extra="allow")
-
-    prompt: str = Field("", max_length=20_000)
-    negative_prompt: str = Field("", max_length=20_000)
-    seed: int | None = Field(-1, ge=-1, lt=2**64, description="-1 for a random one.")
-    sampler_name: str | None = Field(None, max_length=64)
-    sampler_index: str | None = Field(None, max_length=64, description="The old name of sampler_name.")
-    scheduler: str | None = Field(None, max_length=64)
-    steps: int = Field(50, ge=1, le=1000)
-    cfg_scale: float = Field(7.0, ge=0, le=100)
-    width: int | None = None
-    height: int | None = None
-    batch_size: int = Field(1, ge=1, le=16)
-    n_iter: int = Field(1, ge=1, le=16, description="Times batch_size: at most 16 pictures.")
-    send_images: bool = True
-    override_settings: dict[str, Any] | None = None
 
 
 class PngInfo(BaseModel):
@@ -74,54 +54,17 @@ _ANY: dict[str, Any] = {"requestBody": {"content": {"application/json": {"schema
 
 
 def router(gate: Gate) -> APIRouter:
-    """Routes below /sdapi/v1."""
+    """Routes below /sdapi/v1 and /controlnet."""
     routes = APIRouter(prefix="/sdapi/v1", tags=["AUTOMATIC1111"])
-    core = gate.core
-
-    async def settings(client: str, override: Mapping[str, Any] | None = None) -> tuple[ModelInfo, str, list[str]]:
-        """The model, the pictures' format, and the names of overridden settings that are not done."""
-        options: dict[str, Any] = {**await core.options(client), **(override or {})}
-        other = [f"override_settings.{name}" for name, value in (override or {}).items() if name not in _OPTIONS]
-        title = options.get("sd_model_checkpoint")
-        info = drawer(core, None) if title in (None, "") else _titled(core.models, title)
-        return info, _format(options.get("samples_format")), other
+    core, turns = gate.core, Turns()
+    routes.include_router(a1111_img2img.router(gate, turns))
 
     @routes.post("/txt2img", openapi_extra=_BODY)
     async def txt2img(http: Request) -> JSONResponse:
         """Draw. An interrupted job gives no pictures, and says so in its info."""
         client = gate.client(http)
         body = read(Txt2Img, await gate.json(http))
-        info, form, unknown = await settings(client, body.override_settings)
-        ours, followed = sampler(body.sampler_name or body.sampler_index, body.scheduler)
-        fields = body.model_dump(include={"prompt", "negative_prompt", "steps", "width", "height"}) | {
-            "seed": None if body.seed == -1 else body.seed, "guidance": body.cfg_scale, "scheduler": ours,
-            "images": body.batch_size * body.n_iter, "format": form, "previews": True,
-        }  # fmt: skip
-        request = to_draw(info, fields, _NAMES)
-        try:
-            job: Job | None = await gate.run(http, request, client)
-        except Failure as exc:
-            if exc.code != "cancelled":
-                raise
-            job = None
-        said = _info(info, body, request, job)
-        said["not_supported"] = [
-            *unknown, *([] if followed else ["scheduler"]), *not_done(body.model_extra or {}, said["scheduler"]),
-        ]  # fmt: skip
-        pictures = job.result.pictures if job is not None and job.result is not None and body.send_images else []
-        images = [
-            with_text(picture.data, "parameters", text) if picture.kind == "png" else picture.data
-            for picture, text in zip(pictures, said["infotexts"], strict=False)
-        ]
-        parameters = body.model_dump(include=set(Txt2Img.model_fields) - {"override_settings"})
-        parameters |= {"width": request.width, "height": request.height}
-        return JSONResponse(
-            {
-                "images": [base64.b64encode(image).decode() for image in images],
-                "parameters": parameters,
-                "info": json.dumps(said),
-            }
-        )
+        return await answer(gate, turns, http, client, body, await work_of(gate, turns, client, body), {})
 
     @routes.get("/progress")
     async def progress(http: Request, skip_current_image: bool = False) -> dict[str, Any]:
@@ -158,10 +101,10 @@ def router(gate: Gate) -> APIRouter:
     @routes.get("/options")
     async def options(http: Request) -> dict[str, Any]:
         """The caller's options."""
-        info, form, _ = await settings(gate.client(http))
+        mine = await chosen(core, gate.client(http))
         return {
-            "sd_model_checkpoint": _title(info), "sd_checkpoint_hash": info.id, "sd_vae": "Automatic",
-            "samples_format": form, "CLIP_stop_at_last_layers": 1,
+            "sd_model_checkpoint": title(mine.info), "sd_checkpoint_hash": mine.info.id, "sd_vae": "Automatic",
+            "samples_format": mine.format, "CLIP_stop_at_last_layers": 1,
         }  # fmt: skip
 
     @routes.post("/options", openapi_extra=_ANY)
@@ -171,11 +114,11 @@ def router(gate: Gate) -> APIRouter:
         given = await gate.json(http)
         mine = {}
         if "sd_model_checkpoint" in given:
-            mine["sd_model_checkpoint"] = _titled(core.models, given["sd_model_checkpoint"]).name
+            mine["sd_model_checkpoint"] = titled(core.models, given["sd_model_checkpoint"]).name
         if "samples_format" in given:
-            mine["samples_format"] = _format(given["samples_format"])
+            mine["samples_format"] = picture_format(given["samples_format"])
         await core.set_options(client, mine)
-        return {"not_supported": [name[:80] for name in given if name not in _OPTIONS][:100]}
+        return {"not_supported": [name[:80] for name in given if name not in OPTIONS][:100]}
 
     @routes.get("/sd-models")
     async def models(http: Request) -> list[dict[str, Any]]:
@@ -183,19 +126,34 @@ def router(gate: Gate) -> APIRouter:
         gate.client(http)
         return [
             {
-                "title": _title(info), "model_name": info.name, "hash": info.id[:_DIGEST], "sha256": info.id,
+                "title": title(info), "model_name": info.name, "hash": info.id[:DIGEST], "sha256": info.id,
                 "filename": info.name, "config": None,
             }
             for info in core.models.values()
-            if GenerateRequest.kind in info.kinds
+            if info.draws
         ]  # fmt: skip
 
     @routes.get("/samplers")
     async def samplers(http: Request) -> list[dict[str, Any]]:
+        """Those that draw with the caller's model."""
+        rows = [(ours, SCHEDULERS[ours]) for ours in (await chosen(core, gate.client(http))).info.schedulers]
+        return [{"name": row.label, "aliases": [ours, *row.others], "options": {}} for ours, row in rows]
+
+    @routes.get("/loras")
+    async def loras(http: Request) -> list[dict[str, Any]]:
+        """Those of the server's folder, as <lora:name:0.8> in a prompt names them."""
+        info = (await chosen(core, gate.client(http))).info
+        return [{"name": name, "alias": name, "path": name, "metadata": {}} for name in info.loras]
+
+    @routes.get("/scripts")
+    async def scripts(http: Request) -> dict[str, list[str]]:
         gate.client(http)
-        return [
-            {"name": row.label, "aliases": [ours, *row.others], "options": {}} for ours, row in SCHEDULERS.items()
-        ]  # fmt: skip
+        return a1111_control.scripts(a1111_control.nets_of(gate))
+
+    @routes.get("/script-info")
+    async def script_info(http: Request) -> list[dict[str, Any]]:
+        gate.client(http)
+        return a1111_control.script_info(a1111_control.nets_of(gate))
 
     @routes.get("/schedulers")
     async def schedulers(http: Request) -> list[dict[str, Any]]:
@@ -223,38 +181,60 @@ def router(gate: Gate) -> APIRouter:
     @routes.post("/unload-checkpoint")
     async def unload(http: Request) -> dict[str, Any]:
         """Free the memory of the caller's model, once what runs is done."""
-        core.close((await settings(gate.client(http)))[0].name)
+        core.close((await chosen(core, gate.client(http))).info.name)
         return {}
 
     @routes.post("/reload-checkpoint")
     async def reload(http: Request) -> dict[str, Any]:
         """Load the caller's model now."""
-        await core.open((await settings(gate.client(http)))[0].name)
+        await core.open((await chosen(core, gate.client(http))).info.name)
         return {}
 
     @routes.post("/refresh-checkpoints")
     @routes.post("/refresh-vae")
     @routes.post("/refresh-loras")
     async def refresh(http: Request) -> dict[str, Any]:
-        """Nothing to do: what is served is named when the server starts."""
+        """Nothing to do: models are named when the server starts, and its LoRAs are looked up each time."""
         gate.client(http)
         return {}
 
-    constant: dict[str, Any] = {name: [] for name in _EMPTY_LISTS} | {
-        "scripts": {"txt2img": [], "img2img": []}, "embeddings": {"loaded": {}, "skipped": {}}, "cmd-flags": {},
-    }  # fmt: skip
+    @routes.get("/embeddings")
+    async def embeddings(http: Request) -> dict[str, dict[str, Any]]:
+        """The words that the models were taught when the server started."""
+        gate.client(http)
+        return await asyncio.to_thread(_words, gate.settings.embedding)
+
+    constant: dict[str, Any] = {name: [] for name in _EMPTY_LISTS} | {"cmd-flags": {}}
     for name, value in constant.items():
         routes.add_api_route(f"/{name}", _saying(gate, value), methods=["GET"], name=name, summary="None here.")
     for name, what in _NOT_YET.items():
         routes.add_api_route(
             f"/{name}", _refusing(gate, what), methods=["POST"], name=name, summary="Refused.", openapi_extra=_ANY
         )
-    return routes
+    both = APIRouter()
+    both.include_router(routes)
+    both.include_router(a1111_control.router(gate))
+    return both
 
 
 def shape(exc: VitrifyError) -> dict[str, object]:
     """An error as the web UI has them."""
     return {"error": exc.code, "detail": f"{exc.what} {exc.fix}".strip(), "body": "", "errors": exc.what}
+
+
+def _words(files: Sequence[Path]) -> dict[str, dict[str, Any]]:
+    """Embeddings by their words, as the web UI lists them; files that are none by their names, as skipped."""
+    found: dict[str, dict[str, Any]] = {"loaded": {}, "skipped": {}}
+    nothing = dict.fromkeys(("step", "sd_checkpoint", "sd_checkpoint_name", "shape", "vectors"))
+    for file in files:
+        try:
+            one = read_embedding(file)
+        except VitrifyError:
+            found["skipped"][file.stem] = nothing
+            continue
+        vectors, shape = next(iter(one.vectors.values())).shape
+        found["loaded"][one.word] = nothing | {"shape": int(shape), "vectors": int(vectors)}
+    return found
 
 
 def _saying(gate: Gate, value: Any) -> Any:
@@ -269,7 +249,7 @@ def _refusing(gate: Gate, what: str) -> Any:
     async def refuse(http: Request) -> None:
         gate.client(http)
         await gate.body(http)  # a client that is cut off while it sends would not read the reason
-        raise Unsupported(f"This server cannot {what} yet.", "Draw new ones with txt2img.")
+        raise Unsupported(f"This server cannot {what} yet.", "Draw new ones with txt2img, or change them with img2img.")
 
     return refuse
 
@@ -282,54 +262,3 @@ async def _mine(gate: Gate, client: str) -> tuple[list[Job], list[Job]]:
         return [job for job in jobs if job.client == client and isinstance(job.request, GenerateRequest)]
 
     return drawn(view.running), drawn(view.waiting)
-
-
-def _title(info: ModelInfo) -> str:
-    return f"{info.name} [{info.id[:_DIGEST]}]"
-
-
-def _titled(models: Mapping[str, ModelInfo], title: Any) -> ModelInfo:
-    """The model of this name, title or hash.
-
-    Raises:
-        BadField: that is no text. UnknownModel: none that draws is called so.
-    """
-    if not isinstance(title, str):
-        raise BadField("The sd_model_checkpoint is no text.", "Give a title of sd-models.", "sd_model_checkpoint")
-    drawing = [info for info in models.values() if GenerateRequest.kind in info.kinds]
-    for info in drawing:
-        if title in (info.name, _title(info), info.id, info.id[:_DIGEST]):
-            return info
-    raise UnknownModel(f"No model {title[:200]!r} draws here.", f"Choose one of: {', '.join(map(_title, drawing))}.")
-
-
-def _format(given: Any) -> str:
-    if given in (None, ""):
-        return "png"
-    found = _FORMATS.get(given.lower()) if isinstance(given, str) else None
-    if found is None:
-        raise BadField(f"There is no samples_format {str(given)[:40]!r}.", "Use png, jpg or webp.", "samples_format")
-    return found
-
-
-def _info(info: ModelInfo, body: Txt2Img, request: GenerateRequest, job: Job | None) -> dict[str, Any]:
-    """What the web UI tells of a job; of an interrupted one (None) only what was asked for."""
-    drawn = job.result.details["parameters"] if job is not None and job.result is not None else []
-    ours = drawn[0]["scheduler"] if drawn else request.scheduler or ""
-    seeds = [one["seed"] for one in drawn]
-    digest = info.id[:_DIGEST]
-    texts = [infotext(one, info.name, digest, __version__) for one in drawn]
-    return {
-        "prompt": request.prompt, "all_prompts": [request.prompt] * len(drawn),
-        "negative_prompt": request.negative_prompt, "all_negative_prompts": [request.negative_prompt] * len(drawn),
-        "seed": seeds[0] if seeds else body.seed, "all_seeds": seeds,
-        "subseed": seeds[0] if seeds else -1, "all_subseeds": seeds, "subseed_strength": 0,
-        "seed_resize_from_w": -1, "seed_resize_from_h": -1, "width": request.width, "height": request.height,
-        "sampler_name": label_of(ours), "scheduler": ours,
-        "cfg_scale": request.guidance, "steps": request.steps, "batch_size": body.batch_size, "n_iter": body.n_iter,
-        "restore_faces": False, "face_restoration_model": None, "denoising_strength": None, "styles": [],
-        "sd_model_name": info.name, "sd_model_hash": digest, "sd_vae_name": None, "sd_vae_hash": None,
-        "clip_skip": 1, "is_using_inpainting_conditioning": False, "extra_generation_params": {},
-        "index_of_first_image": 0, "infotexts": texts, "interrupted": job is None,
-        "job_timestamp": time.strftime("%Y%m%d%H%M%S"), "version": f"vitrify {__version__}",
-    }  # fmt: skip

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import re
 import struct
 import zlib
 from collections.abc import Mapping, Sequence
@@ -17,18 +18,22 @@ SCHEDULES = {"automatic": "Automatic", "karras": "Karras"}
 
 _ETA: dict[str, float] = {"ddim": 0, "euler_a": 1, "dpm2_a": 1, "dpmpp_sde": 1, "dpmpp_2m_sde": 1}
 """What each sampler that the web UI gives an eta is run with; at any noise levels."""
+_UNIT = re.compile(r"ControlNet \d{1,3}")
 _SHOWN = 10_000  # characters of a settings line that are read
 _HEADER = 8 + 4 + 4 + 13 + 4  # bytes of a PNG's signature and first chunk
 
 
-def sampler(name: str | None, schedule: str | None) -> tuple[str | None, bool]:
+def sampler(name: str | None, schedule: str | None, config: Mapping[str, Any] | None = None) -> tuple[str | None, bool]:
     """Our scheduler for the web UI's two names; None for the model's own. And whether the schedule was followed.
+
+    Args:
+        config: the model's scheduler options, for names of diffusers' classes.
 
     Raises:
         BadField: there is no sampler of this name.
     """
     try:
-        ours = scheduler_name(name) if name else None
+        ours = scheduler_name(name, config) if name else None
     except BadInput as exc:
         known = ", ".join(row.label for row in SCHEDULERS.values())
         raise BadField(f"There is no sampler {name!r}.", f"Choose one of: {known}.", "sampler_name") from exc
@@ -44,8 +49,14 @@ def label_of(ours: str) -> str:
     return SCHEDULERS[ours].label if ours in SCHEDULERS else ours
 
 
-def infotext(drawn: Mapping[str, Any], model: str, digest: str, version: str) -> str:
-    """The lines under a picture in the web UI. drawn: the picture's own parameters, as the pipeline tells them."""
+def infotext(
+    drawn: Mapping[str, Any], model: str, digest: str, version: str, more: Mapping[str, Any] | None = None
+) -> str:
+    """The lines under a picture in the web UI. LoRAs stand in the prompt, as the web UI has them.
+
+    Args:
+        drawn: the picture's own parameters, as the pipeline tells them. more: settings besides, by the web UI's names.
+    """
     settings = {
         "Steps": drawn["steps"],
         "Sampler": label_of(drawn["scheduler"]),
@@ -54,13 +65,24 @@ def infotext(drawn: Mapping[str, Any], model: str, digest: str, version: str) ->
         "Size": f"{drawn['width']}x{drawn['height']}",
         "Model hash": digest,
         "Model": model,
+        **({"Denoising strength": drawn["strength"]} if "strength" in drawn else {}),
+        **(more or {}),
         "Version": f"vitrify {version}",
     }
-    lines = [str(drawn["prompt"])]
+    lines = [" ".join([str(drawn["prompt"]), *_tags(drawn.get("loras", {}))])]
     if drawn["negative_prompt"]:
         lines.append(f"Negative prompt: {drawn['negative_prompt']}")
     lines.append(", ".join(f"{name}: {_quoted(str(value))}" for name, value in settings.items()))
     return "\n".join(lines)
+
+
+def _tags(loras: Mapping[str, Any]) -> list[str]:
+    """LoRAs as a prompt names them; two strengths are the denoiser's and the text encoders', which a tag has first."""
+    found = []
+    for name, strength in loras.items():
+        denoiser, text = strength if isinstance(strength, Sequence) else (strength, strength)
+        found.append(f"<lora:{name}:{denoiser:g}>" if denoiser == text else f"<lora:{name}:{text:g}:{denoiser:g}>")
+    return found
 
 
 def _quoted(text: str) -> str:
@@ -69,7 +91,10 @@ def _quoted(text: str) -> str:
 
 
 def settings_in(text: str) -> dict[str, str]:
-    """What such lines say, by the web UI's names; only the prompt where the last line holds no settings."""
+    """What such lines say, by the web UI's names; only the prompt where the last line holds no settings.
+
+    A ControlNet's line is there as it is and field by field, as "ControlNet 0 weight".
+    """
     lines = text.rstrip().split("\n")
     settings: dict[str, str] = {}
     if len(lines) > 1 and lines[-1].startswith("Steps: "):
@@ -78,6 +103,9 @@ def settings_in(text: str) -> dict[str, str]:
     said = {"Prompt": parts[0]}
     if len(parts) > 1:
         said["Negative prompt"] = parts[1]
+    for name, text in list(settings.items()):
+        if _UNIT.fullmatch(name):
+            settings |= {f"{name} {part.lower().replace(' ', '_')}": value for part, value in _pairs(text).items()}
     return said | settings
 
 
@@ -118,8 +146,11 @@ def _chunk(kind: bytes, data: bytes) -> bytes:
     return struct.pack(">I", len(data)) + kind + data + struct.pack(">I", zlib.crc32(kind + data))
 
 
-_HARMLESS = {"do_not_save_samples", "do_not_save_grid", "override_settings_restore_afterwards", "force_task_id"}
-"""Fields that lose nothing here, whatever they say."""
+_HARMLESS = {
+    "do_not_save_samples", "do_not_save_grid", "override_settings_restore_afterwards", "force_task_id",
+    "image_cfg_scale",
+}  # fmt: skip
+"""Fields that lose nothing here, whatever they say; the last is read by models that follow instructions alone."""
 _ONLY_WITH = {
     "denoising_strength": "enable_hr", "hr_scale": "enable_hr", "hr_upscaler": "enable_hr",
     "hr_second_pass_steps": "enable_hr", "hr_resize_x": "enable_hr", "hr_resize_y": "enable_hr",
@@ -129,7 +160,7 @@ _ONLY_WITH = {
     "s_tmin": "s_churn", "s_tmax": "s_churn", "refiner_switch_at": "refiner_checkpoint",
 }  # fmt: skip
 """Fields that mean something only where another is set."""
-_NEUTRAL: dict[str, Any] = {"s_noise": 1}
+_NEUTRAL: dict[str, Any] = {"s_noise": 1, "initial_noise_multiplier": 1, "mask_round": True}
 _MOST = 100  # names that are told
 
 
@@ -140,13 +171,16 @@ def not_done(extra: Mapping[str, Any], ours: str) -> list[str]:
         if name == "eta":
             if value is not None and value != _ETA.get(ours.removesuffix("_karras"), value):
                 names.append(name)
-        elif name == "alwayson_scripts" and isinstance(value, Mapping):
-            names += [f"{name}.{script}" for script, given in value.items() if _args(given)]
         elif name in _HARMLESS or not value or value == _NEUTRAL.get(name, -1):
             continue
         elif name not in _ONLY_WITH or extra.get(_ONLY_WITH[name]):
             names.append(name)
     return [name[:80] for name in names[:_MOST]]
+
+
+def scripts_asked(scripts: Mapping[str, Any]) -> list[str]:
+    """Those of alwayson_scripts that are asked to do something."""
+    return [f"alwayson_scripts.{name}"[:80] for name, given in scripts.items() if _args(given)][:_MOST]
 
 
 def _args(given: Any) -> bool:

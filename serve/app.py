@@ -38,6 +38,7 @@ def create_app(core: Core, settings: Settings) -> FastAPI:
         ("/models/", huggingface.shape),
         ("/v1/images", openai.shape),
         ("/sdapi", a1111.shape),
+        ("/controlnet", a1111.shape),
         ("/v2", inference_v2.shape),
         ("/", _native_shape),
     ]

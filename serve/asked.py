@@ -2,19 +2,21 @@
 
 from __future__ import annotations
 
-import math
-from typing import Annotated, Literal
+from typing import Annotated, Any, Literal
 
 from pydantic import BaseModel, ConfigDict, Field
 
-from ..pipelines.schedulers import scheduler_names
+from ..pipelines.control import MAX_STRENGTH
 from .catalogue import ModelInfo
-from .errors import BadField, BadRequest
-from .pictures import checked, from_base64, size_of
+from .errors import BadRequest
+from .pictures import all_checked
 from .requests import ClassifyRequest, GenerateRequest
+from .resolved import resolved
 from .settings import Settings
 
+MAX_CONTROL = 8  # ControlNets of one job
 Side = Annotated[int, Field(ge=8, le=4096)]
+LoraStrengths = Annotated[list[float], Field(min_length=2, max_length=2)]
 
 
 class Exact(BaseModel):
@@ -23,40 +25,54 @@ class Exact(BaseModel):
     model_config = ConfigDict(extra="forbid", strict=True, allow_inf_nan=False)
 
 
+class ControlBody(Exact):
+    """A ControlNet that the picture follows."""
+
+    net: str = Field(max_length=200, description="One of the model's `controlnets`.")
+    picture: str = Field(description="PNG, JPEG or WebP, as base64; resized to what is drawn.")
+    made_by: Literal["picture", "canny", "lineart"] = Field(
+        "picture", description="The picture is a control picture already, or its edges or lines are found first."
+    )
+    strength: float = Field(1.0, ge=0, le=MAX_STRENGTH, description="1 is what it was trained with.")
+    start: float = Field(0.0, ge=0, lt=1, description="From which part of the steps it works.")
+    end: float = Field(1.0, gt=0, le=1, description="To which part of the steps.")
+
+
 class GenerateBody(Exact):
-    """Pictures from a prompt."""
+    """Pictures from a prompt, or from a picture."""
 
     kind: Literal["generate"] = "generate"
     model: str = Field(description="One of GET /v1/models.")
-    prompt: str = Field(max_length=20_000)
+    prompt: str = Field(max_length=20_000, description="(red:1.3) weighs words; <lora:name:0.8> lays a LoRA on.")
     negative_prompt: str = Field("", max_length=20_000)
-    width: Side | None = Field(None, description="Pixels; without it the model's own.")
-    height: Side | None = Field(None, description="Pixels; without it the model's own.")
-    steps: int = Field(30, ge=1, le=1000)
-    guidance: float = Field(7.5, ge=0, le=100, description="How closely to follow the prompt; 0 or 1: no guidance.")
+    width: Side | None = Field(None, description="Pixels; without both those of `image`, or the model's own.")
+    height: Side | None = Field(None, description="Pixels; without both those of `image`, or the model's own.")
+    steps: int | None = Field(None, ge=1, le=1000, description="Without it the model's own.")
+    guidance: float | None = Field(
+        None, ge=0, le=100, description="How closely to follow the prompt; 0 or 1: no guidance. Without it the model's."
+    )
     seed: int | None = Field(None, ge=0, lt=2**64, description="Without it a random one, which the result names.")
-    scheduler: str | None = Field(None, max_length=64, description="Without it the model's own.")
+    scheduler: str | None = Field(
+        None, max_length=64, description="One of the model's, also by AUTOMATIC1111's or diffusers' names."
+    )
     images: int = Field(1, ge=1, le=16, description="How many, with seeds that grow by 1.")
     format: Literal["png", "jpeg", "webp"] = "png"
     previews: bool = Field(False, description="Whether each step comes with a small picture.")
+    image: str | None = Field(None, description="The picture to start from: PNG, JPEG or WebP, as base64.")
+    mask: str | None = Field(None, description="Of that picture's size: white where something new is drawn.")
+    strength: float | None = Field(
+        None, gt=0, le=1, description="How much of the picture changes; without it 0.8, with a mask 1."
+    )
+    control: list[ControlBody] = Field(default_factory=list, max_length=MAX_CONTROL)
+    loras: dict[str, float | LoraStrengths] = Field(
+        default_factory=dict,
+        description="One of the model's -> strength, or those of the denoiser and of the text encoders.",
+    )
+    hooks: list[str] | None = Field(None, max_length=100, description="Of the model's; without it all of them.")
 
-    def request(self, info: ModelInfo) -> GenerateRequest:
-        """Raises BadField: no such scheduler, a seed that would overflow, a size that cannot be drawn."""
-        if self.scheduler not in (None, *scheduler_names()):
-            raise BadField(
-                f"There is no scheduler {self.scheduler!r}.", f"Choose one of: {', '.join(scheduler_names())}.",
-                "scheduler",
-            )  # fmt: skip
-        if self.seed is not None and self.seed + self.images > 2**64:
-            what = f"The seed {self.seed} is too large for {self.images} pictures, for it grows by 1."
-            raise BadField(what, "Give a smaller one.", "seed")
-        width, height = self.width or info.size[0], self.height or info.size[1]
-        for name, side in (("width", width), ("height", height)):
-            if info.unit and side % info.unit:
-                near = max(info.unit, round(side / info.unit) * info.unit)
-                raise BadField(f"The {name} is {side}, not a multiple of {info.unit}.", f"Give {near}.", name)
-        given = self.model_dump(include=set(GenerateBody.model_fields) - {"kind", "width", "height"})
-        return GenerateRequest(width=width, height=height, **given)
+    def request(self, info: ModelInfo, settings: Settings) -> GenerateRequest:
+        """Raises BadField, Unsupported, TooLarge: what this model cannot draw, see `resolved`."""
+        return resolved(self, info, settings)
 
 
 class ClassifyBody(Exact):
@@ -74,12 +90,10 @@ class ClassifyBody(Exact):
         """Raises BadRequest, TooLarge for what is no picture that may be decoded."""
         if len(self.pictures) > settings.pictures:
             raise BadRequest(f"{len(self.pictures)} pictures at once; {settings.pictures} are taken.", "Send fewer.")
-        pictures, left = [], settings.pixels  # of all of them: together they are decoded
-        for text in self.pictures:
-            pictures.append(checked(from_base64(text), left))
-            left -= math.prod(size_of(pictures[-1]))
+        pictures = all_checked({f"pictures.{n}": text for n, text in enumerate(self.pictures)}, settings.pixels)
         return ClassifyRequest(
-            pictures=tuple(pictures), **self.model_dump(include=set(ClassifyBody.model_fields) - {"kind", "pictures"})
+            pictures=tuple(pictures.values()),
+            **self.model_dump(include=set(ClassifyBody.model_fields) - {"kind", "pictures"}),
         )
 
 
@@ -96,3 +110,21 @@ class GenerateJob(GenerateBody, JobOptions):
 
 class ClassifyJob(ClassifyBody, JobOptions):
     """To label pictures."""
+
+
+def schema_of(kind: type[BaseModel]) -> dict[str, Any]:
+    """Its JSON schema in one piece: what refers to $defs finds them nowhere in an OpenAPI document."""
+    schema = kind.model_json_schema()
+    parts = schema.pop("$defs", {})
+
+    def whole(part: Any) -> Any:
+        if isinstance(part, list):
+            return [whole(one) for one in part]
+        if not isinstance(part, dict):
+            return part
+        if "$ref" in part:
+            return whole(parts[part["$ref"].removeprefix("#/$defs/")])
+        return {name: whole(one) for name, one in part.items()}
+
+    found: dict[str, Any] = whole(schema)
+    return found

@@ -15,13 +15,13 @@ from typing import Any, TypeVar
 
 from ..core.errors import DiskError, VitrifyError
 from .catalogue import ModelInfo
-from .errors import Draining, ExpiredJob, Unsupported
+from .errors import Draining, ExpiredJob
 from .interface import Core
 from .jobs import CANCELLED, Job, Picture, Problem, State
 from .journal import Journal, unknown_job
 from .messages import Opened
 from .metrics import Metrics
-from .requests import Request
+from .requests import Request, models_of
 from .work import Changed, Ended, Limits, View, Work
 
 log = logging.getLogger("vitrify.serve")
@@ -76,10 +76,11 @@ class JobCore(Core):
         left = await self._written(self._journal.recover)
         for job in left:
             self._jobs[job.id] = job
-            if job.model in self.models:
+            gone = next((name for name in models_of(job.request) if name not in self.models), None)
+            if gone is None:
                 self._enter(job)
             else:
-                problem = Problem("unknown_model", f"No model {job.model!r} is served any more.", "Serve it again.")
+                problem = Problem("unknown_model", f"No model {gone!r} is served any more.", "Serve it again.")
                 self._end(job, State.FAILED, problem)
         if left:
             log.info("jobs taken up", extra={"jobs": len(left)})
@@ -130,9 +131,7 @@ class JobCore(Core):
     ) -> Job:
         if self.draining:
             raise Draining("The server is stopping.", "Ask again in a moment.", 5.0)
-        info = self.model(request.model)
-        if request.kind not in info.kinds:
-            raise Unsupported(f"{request.model} does not {request.kind}.", f"It can {' and '.join(info.kinds)}.")
+        self.model(request.model).check(request.kind)
         job = Job(request, client, durable=durable, priority=priority)
         job.deadline = job.created + min(timeout or self.limits.timeout, self.limits.timeout)
         journal = self._journal

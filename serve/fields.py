@@ -12,6 +12,7 @@ from .catalogue import ModelInfo
 from .errors import BadField, Unsupported
 from .interface import Core
 from .requests import GenerateRequest
+from .settings import Settings
 
 M = TypeVar("M", bound=BaseModel)
 _SAID = 5  # of the things that are wrong with a body
@@ -22,7 +23,8 @@ def read(kind: type[M], given: Mapping[str, Any], names: Mapping[str, str] | Non
     """A body as its model.
 
     Args:
-        names: the model's name of a field -> the client's, where they differ.
+        names: the model's name of a field -> the client's, where they differ; a field of a field by its path, as
+            "control.strength", or by its own name.
 
     Raises:
         BadField: says of each field what is wrong with it.
@@ -38,7 +40,11 @@ def read(kind: type[M], given: Mapping[str, Any], names: Mapping[str, str] | Non
 
 
 def _where(path: tuple[int | str, ...], names: Mapping[str, str]) -> str:
-    said = ".".join(names.get(str(part), str(part)) for part in path)
+    parts, inside = [], ""
+    for part in map(str, path):
+        inside = inside if part.isdigit() else f"{inside}.{part}".strip(".")
+        parts.append(names.get(inside if not part.isdigit() else part, names.get(part, part)))
+    said = ".".join(parts)
     return said.encode("utf-8", "backslashreplace").decode()[:_LONGEST]  # half a surrogate pair cannot be sent back
 
 
@@ -50,24 +56,25 @@ def drawer(core: Core, name: str | None) -> ModelInfo:
     """
     if name is not None:
         info = core.model(name)
-        if GenerateRequest.kind not in info.kinds:
-            raise Unsupported(f"{name} does not draw pictures.", f"It can {' and '.join(info.kinds)}.")
+        info.check(GenerateRequest.kind)
         return info
     for info in core.models.values():
-        if GenerateRequest.kind in info.kinds:
+        if info.draws:
             return info
     raise Unsupported("None of the models that are served draws pictures.", "Serve one that does.")
 
 
-def to_draw(info: ModelInfo, given: Mapping[str, Any], names: Mapping[str, str]) -> GenerateRequest:
+def to_draw(info: ModelInfo, given: Mapping[str, Any], names: Mapping[str, str], settings: Settings) -> GenerateRequest:
     """What to draw, with the native API's defaults and bounds; fields that are None count as not given.
 
     Raises:
         BadField: a field is out of its bounds, or a size is none that the model can draw.
+        BadRequest, TooLarge: a picture is none that may be decoded. Unsupported: the model does not do that.
     """
     fields = {name: value for name, value in given.items() if value is not None}
+    body = read(GenerateBody, {"model": info.name, **fields}, names)
     try:
-        return read(GenerateBody, {"model": info.name, **fields}, names).request(info)
+        return body.request(info, settings)
     except BadField as exc:
-        param = exc.param
-        raise BadField(exc.what, exc.fix, names.get(param, param) if param is not None else None) from exc
+        param = _where(tuple(exc.param.split(".")), names) if exc.param is not None else None
+        raise BadField(exc.what, exc.fix, param) from exc

@@ -1,23 +1,22 @@
-"""Hugging Face's inference API: POST /models/{name} labels a picture or draws one, by the model's kind."""
+"""Hugging Face's inference API: POST /models/{name} labels a picture, draws one or changes one, by the model's kind."""
 
 from __future__ import annotations
 
 import base64
+import binascii
 import json
-from collections.abc import AsyncIterator
 from typing import Any, Literal
 
 from fastapi import APIRouter, Request
 from fastapi.responses import JSONResponse, Response
 from pydantic import Field
-from starlette.datastructures import UploadFile
-from starlette.formparsers import MultiPartException, MultiPartParser
 
 from ..core.errors import VitrifyError
 from .asked import Exact
 from .catalogue import ModelInfo
 from .errors import BadRequest, Unsupported
 from .fields import read, to_draw
+from .forms import KIND, kind_said, read_form
 from .gate import Gate, parsed, read_json
 from .jobs import Job
 from .pictures import checked, from_base64, kind_of
@@ -27,6 +26,10 @@ _TOP = 5  # labels, unless asked
 _FILES = ("inputs", "image", "file")  # names that a picture may have in a form
 _FIELD = 64 * 1024  # bytes of a form's other fields
 _NAMES = {"prompt": "inputs", "steps": "num_inference_steps", "guidance": "guidance_scale"}
+_CHANGED = _NAMES | {
+    "prompt": "parameters.prompt", "image": "inputs", "width": "target_size.width", "height": "target_size.height",
+}  # fmt: skip
+_FIRST = 64  # characters of `inputs` that tell a picture from a prompt: no prompt begins with a file's first bytes
 _ACCEPTED = {
     "": "png", "*/*": "png", "image/*": "png", "image/png": "png", "image/jpeg": "jpeg", "image/jpg": "jpeg",
     "image/webp": "webp", "application/json": "json", "application/*": "json",
@@ -68,6 +71,24 @@ class Drawing(Exact):
     seed: int | None = None
 
 
+class Size(Exact):
+    width: int
+    height: int
+
+
+class Changing(Exact):
+    """The parameters of image-to-image, and three of ours: strength, scheduler and seed."""
+
+    prompt: str | None = None
+    negative_prompt: str | None = None
+    num_inference_steps: int | None = None
+    guidance_scale: float | None = None
+    target_size: Size | None = None
+    strength: float | None = None
+    scheduler: str | None = None
+    seed: int | None = None
+
+
 class Body(Exact):
     inputs: str
     parameters: dict[str, Any] | None = None
@@ -78,12 +99,13 @@ def router(gate: Gate) -> APIRouter:
 
     @routes.post("/models/{name}", response_model=None, openapi_extra=_BODY)
     async def infer(http: Request, name: str) -> Response:
-        """Labels of a picture (its own bytes, base64 in JSON, or a form), or a picture of a prompt (JSON)."""
+        """Labels of a picture (its own bytes, base64 in JSON, or a form), or a picture of a prompt (JSON); or a picture
+        of a picture: with the prompt among the parameters, or none."""
         client = gate.client(http)
         info = gate.core.model(name)
-        if GenerateRequest.kind in info.kinds:
+        if info.draws:
             kind = wanted(http.headers.get("accept", ""))
-            request = _drawing(info, await gate.json(http), "png" if kind == "json" else kind)
+            request = await _drawing(gate, http, info, "png" if kind == "json" else kind)
             return _drawn(await gate.run(http, request, client), as_json=kind == "json")
         job = await gate.run(http, await _labelling(gate, http, info), client)
         assert job.result is not None
@@ -101,9 +123,10 @@ def shape(exc: VitrifyError) -> dict[str, object]:
 async def _labelling(gate: Gate, http: Request, info: ModelInfo) -> ClassifyRequest:
     """The picture, however it was sent; what a client says of its type is not relied on."""
     data = await gate.body(http)
+    info.check(ClassifyRequest.kind)
     given: dict[str, Any] = {}
-    said = http.headers.get("content-type", "").partition(";")[0].strip().lower()
-    if said == "multipart/form-data":
+    said = kind_said(http)
+    if said == KIND:
         data, given = await _form(http, data)
     elif kind_of(data) is None and (said.endswith("json") or data.lstrip()[:1] == b"{"):
         body = read(Body, await read_json(data))
@@ -120,43 +143,54 @@ async def _form(http: Request, data: bytes) -> tuple[bytes, dict[str, Any]]:
     Raises:
         BadRequest: it is damaged, or has other parts.
     """
-
-    async def body() -> AsyncIterator[bytes]:
-        yield data
-
-    parser = MultiPartParser(http.headers, body(), max_files=1, max_fields=1, max_part_size=_FIELD)  # type: ignore[arg-type]
-    parser.spool_max_size = len(data) + 1  # it is in memory already
-    try:
-        form = await parser.parse()
-    except (MultiPartException, ValueError, KeyError) as exc:
-        said = getattr(exc, "message", None) or f"{type(exc).__name__}: {exc}"
-        raise BadRequest(f"The form cannot be read: {said}", f"Send one file as {_FILES[0]!r}.") from exc
-    try:
-        unknown = [name for name in form if name not in (*_FILES, "parameters")]
-        picture = next((form[name] for name in _FILES if isinstance(form.get(name), UploadFile)), None)
-        text = form.get("parameters", "{}")
-        if unknown or not isinstance(picture, UploadFile) or not isinstance(text, str):
-            raise BadRequest(
-                "The form has no file, or parts that are not known.",
-                f"Send one file as {_FILES[0]!r}, and JSON as 'parameters' where there are any.",
-            )
-        return await picture.read(), parsed(text.encode("utf-8", "replace"))
-    finally:
-        await form.close()
-
-
-def _drawing(info: ModelInfo, given: dict[str, Any], kind: str) -> GenerateRequest:
-    body = read(Body, given)
-    parameters = body.parameters or {}
-    if "prompt" in parameters:  # image-to-image: the prompt is a parameter, the inputs are a picture
-        raise Unsupported(
-            f"{info.name} does not change pictures yet.", "Send the prompt as `inputs`, to draw a new one."
+    fix = f"Send one file as {_FILES[0]!r}."
+    files, fields = await read_form(http, data, files=1, fields=1, longest=_FIELD, fix=fix)
+    unknown = [name for name, _ in files if name not in _FILES] + [name for name, _ in fields if name != "parameters"]
+    if unknown or not files:
+        raise BadRequest(
+            "The form has no file, or parts that are not known.",
+            f"Send one file as {_FILES[0]!r}, and JSON as 'parameters' where there are any.",
         )
+    text = fields[0][1] if fields else "{}"
+    return files[0][1], parsed(text.encode("utf-8", "replace"))
+
+
+async def _drawing(gate: Gate, http: Request, info: ModelInfo, kind: str) -> GenerateRequest:
+    """A picture of a prompt; or of a picture, where `inputs` or the whole body is one."""
+    data = await gate.body(http)
+    if kind_of(data) is not None:  # huggingface_hub sends it so where there is no parameter, not even a prompt
+        return _changing(gate, info, base64.b64encode(data).decode(), {}, kind)
+    body = read(Body, await read_json(data))
+    parameters = body.parameters or {}
+    if "prompt" in parameters or _is_picture(body.inputs):
+        return _changing(gate, info, body.inputs, parameters, kind)
     asked = read(Drawing, parameters)
     fields = asked.model_dump(include={"negative_prompt", "height", "width", "scheduler", "seed"}) | {
         "prompt": body.inputs, "steps": asked.num_inference_steps, "guidance": asked.guidance_scale, "format": kind,
     }  # fmt: skip
-    return to_draw(info, fields, _NAMES)
+    return to_draw(info, fields, _NAMES, gate.settings)
+
+
+def _changing(gate: Gate, info: ModelInfo, inputs: str, parameters: dict[str, Any], kind: str) -> GenerateRequest:
+    """inputs: the picture, as base64."""
+    asked = read(Changing, parameters)
+    fields = asked.model_dump(include={"negative_prompt", "strength", "scheduler", "seed"}) | {
+        "image": inputs, "prompt": asked.prompt or "", "steps": asked.num_inference_steps,
+        "guidance": asked.guidance_scale, "format": kind,
+    }  # fmt: skip
+    if asked.target_size is not None:
+        fields |= {"width": asked.target_size.width, "height": asked.target_size.height}
+    return to_draw(info, fields, _CHANGED, gate.settings)
+
+
+def _is_picture(inputs: str) -> bool:
+    """Whether it is a picture's base64, and no prompt."""
+    if inputs.startswith("data:image/"):
+        return True
+    try:
+        return kind_of(base64.b64decode(inputs[:_FIRST], validate=True)) is not None
+    except (binascii.Error, ValueError):
+        return False
 
 
 def _drawn(job: Job, *, as_json: bool) -> Response:
@@ -168,6 +202,7 @@ def _drawn(job: Job, *, as_json: bool) -> Response:
     said = {
         "image": base64.b64encode(picture.data).decode(), "content_type": picture.media_type, "seed": details["seed"],
         "parameters": details["parameters"][0], "timings": details["timings"], "placement": details["placement"],
+        "notes": details.get("notes", []),
     }  # fmt: skip
     return Response(json.dumps(said), media_type="application/json")
 

@@ -126,8 +126,9 @@ def router(gate: Gate) -> APIRouter:
         """Run a model's graph on tensors that were prepared by the client."""
         client = gate.client(http)
         info = _model(gate, name, version)
-        if info.inputs is None or info.outputs is None:
-            raise Unsupported(f"{name} takes no tensors.", f"It can {' and '.join(info.kinds)}.")
+        info.check(InferRequest.kind)
+        assert info.inputs is not None
+        assert info.outputs is not None
         head, rest = _split(await gate.body(http), http.headers.get(_LENGTH))
         body = read(Inference, await read_json(head))
         outputs = _outputs(info.outputs, body)

@@ -71,7 +71,7 @@ class Journal:
                 )
             self._db.executescript(SCHEMA)
             self._db.execute(f"PRAGMA user_version={VERSION}")
-            self._bytes = int(self._db.execute("SELECT COALESCE(SUM(bytes), 0) FROM jobs").fetchone()[0])
+            self._bytes = self._counted()
 
     def close(self) -> None:
         self._db.close()
@@ -111,7 +111,7 @@ class Journal:
         place = self._place(job.id)
         try:
             with _disk(self.folder):
-                if isinstance(request, ClassifyRequest):
+                if request.pictures:
                     place.mkdir()
                     for number, data in enumerate(request.pictures):
                         (place / f"input-{number}").write_bytes(data)
@@ -198,8 +198,8 @@ class Journal:
         found = []
         with _disk(self.folder):
             for row in self._db.execute("SELECT id FROM jobs WHERE state=?", (State.RUNNING.value,)).fetchall():
-                for file in self._place(row["id"]).glob("input-*"):
-                    file.unlink()
+                shutil.rmtree(self._place(row["id"]), ignore_errors=True)  # nothing asks for what it was given again
+            self._db.execute("UPDATE jobs SET bytes=0 WHERE state=?", (State.RUNNING.value,))
             self._ended(State.INTERRUPTED, STOPPED, "state=?", State.RUNNING.value)
             rows = self._db.execute("SELECT * FROM jobs WHERE state=? ORDER BY created", (State.QUEUED.value,))
             for row in rows.fetchall():
@@ -211,6 +211,7 @@ class Journal:
             for place in (self.folder / "jobs").iterdir():
                 if place.name not in kept:
                     shutil.rmtree(place, ignore_errors=True)
+            self._bytes = self._counted()
         return found
 
     def prune(self) -> int:
@@ -259,6 +260,10 @@ class Journal:
             job.result = Result(given["answers"], pictures, None, given["details"])
         return job
 
+    def _counted(self) -> int:
+        """Bytes of all jobs, by their rows."""
+        return int(self._db.execute("SELECT COALESCE(SUM(bytes), 0) FROM jobs").fetchone()[0])
+
     def _place(self, id: str) -> Path:
         return self.folder / "jobs" / id
 
@@ -273,9 +278,8 @@ def digest_of(job: Job) -> str:
     request = job.request
     assert isinstance(request, GenerateRequest | ClassifyRequest)
     digest = hashlib.sha256(json.dumps(request.to_json(), sort_keys=True).encode())
-    if isinstance(request, ClassifyRequest):
-        for data in request.pictures:
-            digest.update(hashlib.sha256(data).digest())
+    for data in request.pictures:
+        digest.update(hashlib.sha256(data).digest())
     return digest.hexdigest()
 
 

@@ -2,18 +2,23 @@
 
 from __future__ import annotations
 
+import logging
 import time
 from collections import OrderedDict
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Collection, Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
 from ..core.artifact import Artifact
-from ..core.errors import VitrifyError
-from ..pipelines.load import load, open_artifact
+from ..core.errors import BadInput, UsageError, VitrifyError
+from ..pipelines.diffusion import DiffusionPipeline
+from ..pipelines.embeddings import read_embedding
+from ..pipelines.load import family_of, load, open_artifact
 from ..runtimes.base import Options
 from .errors import UnknownModel, Unsupported
+
+log = logging.getLogger("vitrify.serve")
 
 
 @dataclass
@@ -31,6 +36,7 @@ class Models:
 
     Args:
         paths: name -> the artifact's folder. budget: bytes of weights that may be open at once; 0: no bound.
+        embeddings: files whose words every model learns that has the text encoders for them.
         opened, closed: are told of each; opened also of one that is asked to be pinned.
     """
 
@@ -42,19 +48,24 @@ class Models:
         runtime: str | None = None,
         options: Options | None = None,
         budget: int = 0,
+        embeddings: Sequence[Path] = (),
         opened: Callable[[str, int, float, dict[str, Any], bool], None] = lambda *_: None,
         closed: Callable[[str, str], None] = lambda *_: None,
     ) -> None:
         self._paths, self._device, self._runtime = dict(paths), device, runtime
-        self._options, self._budget = options or Options(), budget
+        self._options, self._budget, self._embeddings = options or Options(), budget, tuple(embeddings)
+        self._untaught: dict[str, dict[str, str]] = {}
         self._opened, self._closed = opened, closed
         self._held: OrderedDict[str, Held] = OrderedDict()
 
     def __contains__(self, name: str) -> bool:
         return name in self._held
 
-    def get(self, name: str, *, pinned: bool = False) -> Any:
+    def get(self, name: str, *, pinned: bool = False, beside: Collection[str] = ()) -> Any:
         """The model's pipeline, opened if need be.
+
+        Args:
+            beside: names of those that stay open, whatever room it needs.
 
         Raises:
             UnknownModel: there is none of this name. Unsupported: it is larger than the budget.
@@ -62,12 +73,20 @@ class Models:
         """
         held = self._held.get(name)
         if held is None:
-            held = self._held[name] = self._open(name, pinned)
+            held = self._held[name] = self._open(name, pinned, beside)
         elif pinned:  # whoever asked waits to hear of it
             held.pinned = True
             self._opened(name, held.bytes, held.seconds, held.pipeline.placement, True)
         self._held.move_to_end(name)
         return held.pipeline
+
+    def together(self, names: Sequence[str]) -> list[Any]:
+        """The pipelines of all of these, open at once. Raises as `get`."""
+        return [self.get(name, beside=names) for name in names]
+
+    def untaught(self, name: str) -> Mapping[str, str]:
+        """Words of embeddings that an open model did not learn, and why."""
+        return self._untaught.get(name, {})
 
     def fits(self, name: str) -> bool:
         """Whether it is open, or can be opened without putting out another."""
@@ -92,28 +111,50 @@ class Models:
         for name in list(self._held):
             self.close(name, "the worker ends")
 
-    def _open(self, name: str, pinned: bool) -> Held:
+    def _open(self, name: str, pinned: bool, beside: Collection[str]) -> Held:
         if name not in self._paths:
             raise UnknownModel(f"No model {name!r} is served.", f"Ask for one of {', '.join(sorted(self._paths))}.")
         artifact = open_artifact(self._paths[name])
         size = weights_of(artifact)
-        self._make_room(name, size)
+        self._make_room(name, size, beside)
         start = time.perf_counter()
         pipeline = load(artifact, self._device, options=self._options, runtime=self._runtime)
+        try:
+            self._teach(name, pipeline, family_of(artifact).components)
+        except BaseException:
+            pipeline.close()
+            raise
         held = Held(pipeline, size, time.perf_counter() - start, pinned)
         self._opened(name, size, held.seconds, pipeline.placement, pinned)
         return held
 
-    def _make_room(self, name: str, size: int) -> None:
+    def _teach(self, name: str, pipeline: Any, components: Sequence[str]) -> None:
+        """Lay the embeddings on a model that draws, and open again what they changed."""
+        if not isinstance(pipeline, DiffusionPipeline):
+            return
+        self._untaught[name] = {}
+        for file in self._embeddings:
+            try:
+                pipeline.adapters.add_embedding(file)
+            except (BadInput, UsageError) as exc:
+                self._untaught[name][read_embedding(file).word] = exc.what
+                log.warning("an embedding is not for a model", extra={"model": name, "what": exc.what})
+        for component in components:
+            pipeline.sessions[component]
+
+    def _make_room(self, name: str, size: int, beside: Collection[str]) -> None:
         if not self._budget:
             return
-        pinned = sum(held.bytes for held in self._held.values() if held.pinned)
-        if size + pinned > self._budget:
+        staying = {n: held.bytes for n, held in self._held.items() if held.pinned or n in beside}
+        left = self._budget - sum(staying.values())
+        if size > left:
+            what = f"{name} has {size / 1e6:.0f} MB of weights; {left / 1e6:.0f} MB may be opened"
+            with_it = [n for n in staying if n in beside]
             raise Unsupported(
-                f"{name} has {size / 1e6:.0f} MB of weights; {(self._budget - pinned) / 1e6:.0f} MB may be opened.",
+                f"{what} beside {' and '.join(with_it)}." if with_it else f"{what}.",
                 "Raise --memory-budget, serve a smaller artifact, or unload a pinned model.",
             )
-        for other in [n for n, held in self._held.items() if not held.pinned]:
+        for other in [n for n in self._held if n not in staying]:
             if sum(held.bytes for held in self._held.values()) + size <= self._budget:
                 return
             self.close(other, f"room for {name}")

@@ -12,22 +12,21 @@ from fastapi import APIRouter, Request, WebSocket, WebSocketDisconnect
 from fastapi.responses import JSONResponse, Response, StreamingResponse
 
 from ..core.errors import VitrifyError
-from .asked import ClassifyJob, GenerateJob
+from .asked import ClassifyJob, GenerateJob, schema_of
 from .catalogue import ModelInfo
 from .errors import BadField, BadRequest, UnknownJob
 from .fields import read
 from .gate import Gate
 from .jobs import Job
 from .openai import as_model
+from .requests import ClassifyRequest, GenerateRequest
 from .work import View
 
 _KEY = 200  # characters of an Idempotency-Key
 _BODY: dict[str, Any] = {
     "requestBody": {
         "required": True,
-        "content": {  # each whole: what refers to $defs finds them nowhere in the OpenAPI
-            "application/json": {"schema": {"oneOf": [job.model_json_schema() for job in (GenerateJob, ClassifyJob)]}}
-        },
+        "content": {"application/json": {"schema": {"oneOf": [schema_of(job) for job in (GenerateJob, ClassifyJob)]}}},
     },
     "parameters": [
         {"name": "Idempotency-Key", "in": "header", "required": False, "schema": {"type": "string", "maxLength": _KEY}}
@@ -49,8 +48,11 @@ def router(gate: Gate) -> APIRouter:
         if key is not None and not 0 < len(key) <= _KEY:
             raise BadRequest(f"The Idempotency-Key has {len(key)} characters; 1 to {_KEY} are taken.", "Use a UUID.")
         body = valid(await gate.json(http))
-        info = core.model(body.model)
-        request = body.request(info) if isinstance(body, GenerateJob) else body.request(gate.settings)
+        if isinstance(body, GenerateJob):
+            request: GenerateRequest | ClassifyRequest = body.request(core.model(body.model), gate.settings)
+        else:
+            core.model(body.model).check(ClassifyRequest.kind)
+            request = body.request(gate.settings)
         job = await core.submit(request, client, durable=True, key=key, priority=body.priority, timeout=body.timeout)
         return JSONResponse(shown(job), 202, {"Location": f"/v1/jobs/{job.id}"})
 

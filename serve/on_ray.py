@@ -15,10 +15,8 @@ from pathlib import Path
 from typing import Any
 
 from ..core.errors import MissingDependency, UsageError, VitrifyError
-from .catalogue import catalogue
 from .logs import set_up_logs
-from .requests import GenerateRequest
-from .run import address_of, bound, default_state, limits_of, worker_settings
+from .run import address_of, bound, default_state, limits_of, models_for, worker_settings
 from .settings import Settings
 
 APP = "vitrify"
@@ -164,7 +162,7 @@ def application(folders: Sequence[Path], settings: Settings, replicas: str, *, j
         raise UsageError(f"{len(settings.device)} devices are named.", "Name one: on Ray, replicas take their place.")
     if settings.draw_batch > 1:
         raise UsageError("On Ray, pictures of several jobs are not drawn in one call.", "Leave draw_batch out.")
-    models = catalogue(folders)
+    models = models_for(folders, settings)
     common: dict[str, Any] = {
         "ray_actor_options": {"num_cpus": _CPUS}, "max_ongoing_requests": _ONGOING,
         "health_check_period_s": 2, "graceful_shutdown_wait_loop_s": 0.2,
@@ -172,7 +170,7 @@ def application(folders: Sequence[Path], settings: Settings, replicas: str, *, j
     }  # fmt: skip
     deployed = {}
     for lane, name in (("slow", "Drawing"), ("quick", "Labelling")):
-        held = {m: i.path for m, i in models.items() if (GenerateRequest.kind in i.kinds) == (lane == "slow")}
+        held = {n: i.path for n, i in models.items() if (i.draws or i.control) == (lane == "slow")}
         if not held:
             continue
         more: dict[str, Any] = {"num_replicas": least}

@@ -11,11 +11,16 @@ from __future__ import annotations
 
 import base64
 import binascii
+import math
 import struct
+import warnings
 import zlib
-from collections.abc import Iterator
+from collections.abc import Iterator, Mapping
+from io import BytesIO
 
-from .errors import BadRequest, TooLarge
+from PIL import Image
+
+from .errors import BadField, BadRequest, TooLarge
 
 FORMATS = ("PNG", "JPEG", "WEBP")
 _MAGIC = {b"\x89PNG\r\n\x1a\n": "PNG", b"\xff\xd8\xff": "JPEG"}
@@ -24,6 +29,7 @@ _SEGMENTS = 1_000  # of a JPEG before its pixels
 _SCANS = 100  # of a JPEG: each goes over all pixels
 _JUNK = 4096  # bytes between a JPEG's segments
 _EXIF = 64 * 1024  # bytes: what a JPEG can hold; a table in it may name the same bytes thousands of times
+_ORIENTATION, _ON_ITS_SIDE = 0x0112, (5, 6, 7, 8)  # EXIF 2.32, 4.6.4
 _PROFILE = 64  # segments of Photoshop's data in a JPEG, which are read entry by entry
 _TEXTS, _TEXT = 64, 1_000_000  # of a PNG: how many, and their characters together
 _TEXT_KINDS = (b"tEXt", b"zTXt", b"iTXt")
@@ -52,6 +58,22 @@ def checked(data: bytes, pixels: int) -> bytes:
     return data
 
 
+def all_checked(texts: Mapping[str, str], pixels: int) -> dict[str, bytes]:
+    """Field -> the picture that it holds as base64; all of them together, as they are decoded, of so many pixels.
+
+    Raises:
+        BadField: a field holds no picture, or a damaged one. TooLarge: more pixels, or more parts than pictures have.
+    """
+    found, left = {}, pixels
+    for name, text in texts.items():
+        try:
+            found[name] = checked(from_base64(text), left)
+        except BadRequest as exc:
+            raise BadField(exc.what, exc.fix, name) from exc
+        left -= math.prod(size_of(found[name]))
+    return found
+
+
 def size_of(data: bytes) -> tuple[int, int, int]:
     """Width, height, and frames (of an animated WebP), by the header.
 
@@ -70,6 +92,26 @@ def size_of(data: bytes) -> tuple[int, int, int]:
     if not width or not height:
         raise _damaged(kind, f"it has {width}x{height} pixels")
     return width, height, frames
+
+
+def upright_size(data: bytes) -> tuple[int, int]:
+    """Width and height of a checked picture once it is turned as its EXIF says, as it is when it is decoded.
+
+    Raises:
+        BadRequest, TooLarge: as `size_of`.
+    """
+    width, height, _ = size_of(data)
+    exif = Image.Exif()
+    try:
+        if kind_of(data) == "PNG":  # which Pillow would decode to see what stands behind the pixels
+            exif.load(next((bytes(part) for kind, part in _chunks(data) if kind == b"eXIf"), b""))
+        else:
+            with warnings.catch_warnings(action="ignore"), Image.open(BytesIO(data), formats=FORMATS) as image:
+                exif = image.getexif()
+        turned = exif.get(_ORIENTATION) in _ON_ITS_SIDE
+    except Exception:  # Pillow raises anything on a damaged header; what decodes the picture says so
+        turned = False
+    return (height, width) if turned else (width, height)
 
 
 def texts_of(data: bytes) -> dict[str, str]:

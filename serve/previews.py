@@ -1,4 +1,4 @@
-"""Latents to small pictures without the decoder: the linear map that fits best what the decoder drew before."""
+"""Latents to small pictures: by the model's decoder for previews, or the linear map that fits best what was drawn."""
 
 from __future__ import annotations
 
@@ -16,20 +16,26 @@ _QUALITY = 70
 
 
 class Preview:
-    """A picture of latents, learnt from pairs of latents and pictures by least squares.
+    """A picture of latents: by the pipeline's decoder for previews where its artifact has one.
 
-    It starts from what the decoder draws of a few smooth latents, and learns from each picture that is drawn after.
+    Else learnt from pairs of latents and pictures by least squares: it starts from what the decoder draws of a few
+    smooth latents, and learns from each picture that is drawn after.
     """
 
     def __init__(self, pipeline: Any) -> None:
         self._map: Array | None = None
+        self._decode = pipeline.preview
         side = 8
         smooth = np.random.default_rng(0).standard_normal((4, pipeline.channels, 2, 2)).astype(np.float32)
         latents = smooth.repeat(side // 2, axis=2).repeat(side // 2, axis=3)
-        self.learn(latents, pipeline.decode(latents))
+        self._decodes = self._decode(latents[:1]) is not None
+        if not self._decodes:
+            self.learn(latents, pipeline.decode(latents))
 
     def learn(self, latents: Array, pictures: list[Image.Image]) -> None:
         """latents: float32 [n, channels, height, width], as the decoder was given them."""
+        if self._decodes:
+            return
         rows, colours = [], []
         for one, picture in zip(latents, pictures, strict=True):
             height, width = one.shape[1:]
@@ -40,14 +46,21 @@ class Preview:
 
     def draw(self, latents: Array) -> Picture:
         """Of the first of these latents, as JPEG."""
-        assert self._map is not None
-        height, width = latents.shape[2:]
-        colours = np.clip(_rows(latents[0]) @ self._map, 0, 255).astype(np.uint8).reshape(height, width, 3)
-        scale = max(1, _SIDE // max(height, width))
-        picture = Image.fromarray(colours).resize((width * scale, height * scale), Image.Resampling.BICUBIC)
+        if self._decodes:
+            picture = self._decode(latents[:1])[0].convert("RGB")
+            picture.thumbnail((_SIDE, _SIDE))
+        else:
+            picture = self._mapped(latents[0])
         out = BytesIO()
         picture.save(out, "JPEG", quality=_QUALITY)
         return Picture(out.getvalue(), "jpeg")
+
+    def _mapped(self, latents: Array) -> Image.Image:
+        assert self._map is not None
+        height, width = latents.shape[1:]
+        colours = np.clip(_rows(latents) @ self._map, 0, 255).astype(np.uint8).reshape(height, width, 3)
+        scale = max(1, _SIDE // max(height, width))
+        return Image.fromarray(colours).resize((width * scale, height * scale), Image.Resampling.BICUBIC)
 
 
 def _rows(latents: Array) -> Array:

@@ -8,13 +8,37 @@ from pathlib import Path
 from typing import Any, ClassVar
 
 from ..core.tensors import Array
+from ..pipelines.pictures_in import usual_strength
+
+
+@dataclass(frozen=True)
+class ControlRequest:
+    """A ControlNet that a job follows.
+
+    net: a served ControlNet's name. picture: a whole file, checked. made_by: "picture" where it is one already, "canny"
+    or "lineart" to make it of a photo. strength: 1 as trained. start, end: the part of the steps, 0 to 1.
+    """
+
+    net: str
+    picture: bytes = field(repr=False)
+    made_by: str = "picture"
+    strength: float = 1.0
+    start: float = 0.0
+    end: float = 1.0
+
+    def to_json(self) -> dict[str, Any]:
+        """Without the picture."""
+        return {name: value for name, value in vars(self).items() if name != "picture"}
 
 
 @dataclass(frozen=True)
 class GenerateRequest:
     """Pictures from a prompt. width, height: pixels. images: how many, with seeds that grow by 1.
 
-    format: png, jpeg or webp. previews: whether steps come with a small picture.
+    format: png, jpeg or webp. previews: whether steps come with a small picture. image, mask: whole files, checked; the
+    mask is white where something new is drawn. strength: of the change; None for the pipeline's own. loras: name in the
+    server's folder -> strength, or the denoiser's and the text encoders'. hooks: of those that the server was started
+    with; None for all.
     """
 
     kind: ClassVar[str] = "generate"
@@ -30,22 +54,54 @@ class GenerateRequest:
     images: int = 1
     format: str = "png"
     previews: bool = False
+    image: bytes | None = field(default=None, repr=False)
+    mask: bytes | None = field(default=None, repr=False)
+    strength: float | None = None
+    control: tuple[ControlRequest, ...] = ()
+    loras: Mapping[str, float | tuple[float, float]] = field(default_factory=dict)
+    hooks: tuple[str, ...] | None = None
+
+    @property
+    def pictures(self) -> tuple[bytes, ...]:
+        """All that came with it, in this order: the picture, the mask, those of the ControlNets."""
+        own = (data for data in (self.image, self.mask) if data is not None)
+        return (*own, *(unit.picture for unit in self.control))
+
+    @property
+    def steps_done(self) -> int:
+        """How many of the steps are: of a picture only the share `strength`."""
+        if self.image is None:
+            return self.steps
+        strength = usual_strength(self.mask is not None) if self.strength is None else self.strength
+        return max(1, min(self.steps, int(self.steps * strength)))
 
     @property
     def cost(self) -> int:
-        """Pixels times steps times pictures."""
-        return self.width * self.height * self.steps * self.images
+        """Pixels times steps that are done times pictures."""
+        return self.width * self.height * self.steps_done * self.images
 
-    def shape(self) -> GenerateRequest:
-        """What jobs must have in common to be done in one call."""
+    def shape(self) -> GenerateRequest | None:
+        """What jobs must have in common to be done in one call; None for one with pictures, which is done alone."""
+        if self.image is not None or self.control:
+            return None
         return replace(self, prompt="", seed=None, images=1, format="png", previews=False)
 
     def without_data(self) -> GenerateRequest:
-        """What may be remembered of it."""
-        return self
+        """What may be remembered of it; of pictures that there were some."""
+        if not self.pictures:
+            return self
+        image, mask = (None if data is None else b"" for data in (self.image, self.mask))
+        return replace(self, image=image, mask=mask, control=tuple(replace(unit, picture=b"") for unit in self.control))
 
     def to_json(self) -> dict[str, Any]:
-        return {"kind": self.kind, **asdict(self)}
+        """Without the pictures, which are kept as files; `pictures` says whether there are an image and a mask."""
+        apart = ("image", "mask", "control", "loras", "hooks")
+        said = {name: value for name, value in vars(self).items() if name not in apart}
+        said["loras"] = {n: list(one) if isinstance(one, tuple) else one for n, one in self.loras.items()}
+        said["hooks"] = None if self.hooks is None else list(self.hooks)
+        said["control"] = [unit.to_json() for unit in self.control]
+        said["pictures"] = [name for name in ("image", "mask") if getattr(self, name) is not None]
+        return {"kind": self.kind, **said}
 
 
 @dataclass(frozen=True)
@@ -105,8 +161,14 @@ class InferRequest:
 Request = GenerateRequest | ClassifyRequest | InferRequest
 
 
+def models_of(request: Request) -> tuple[str, ...]:
+    """All that it needs: its model, and its ControlNets, each once."""
+    nets = (unit.net for unit in request.control) if isinstance(request, GenerateRequest) else ()
+    return tuple(dict.fromkeys((request.model, *nets)))
+
+
 def request_from_json(data: Mapping[str, Any], folder: Path | None) -> GenerateRequest | ClassifyRequest:
-    """A request that `to_json` wrote; its pictures from `folder`, as input-0, input-1, ... or none of them.
+    """A request that `to_json` wrote; its pictures from `folder`, as input-0, input-1, ... or without what they hold.
 
     Raises:
         KeyError, TypeError, ValueError, OSError: it is no such request, or a picture is gone.
@@ -114,9 +176,28 @@ def request_from_json(data: Mapping[str, Any], folder: Path | None) -> GenerateR
     given = dict(data)
     kind = given.pop("kind")
     if kind == GenerateRequest.kind:
-        return GenerateRequest(**given)
+        return _generate(given, folder)
     if kind == ClassifyRequest.kind:
         count = int(given.pop("pictures"))
         files = [folder / f"input-{number}" for number in range(count)] if folder is not None else []
         return ClassifyRequest(pictures=tuple(file.read_bytes() for file in files), **given)
     raise ValueError(f"a request of the kind {kind!r}")
+
+
+def _generate(given: dict[str, Any], folder: Path | None) -> GenerateRequest:
+    """What a version before wrote has no pictures, LoRAs or hooks."""
+    names, control = given.pop("pictures", []), given.pop("control", [])
+    numbers = range(len(names) + len(control))
+    files = [(folder / f"input-{number}").read_bytes() if folder is not None else b"" for number in numbers]
+    pictures = dict(zip(names, files, strict=False))
+    units = (ControlRequest(picture=data, **one) for one, data in zip(control, files[len(names) :], strict=True))
+    loras = {n: tuple(one) if isinstance(one, list) else one for n, one in given.pop("loras", {}).items()}
+    hooks = given.pop("hooks", None)
+    return GenerateRequest(
+        **given,
+        image=pictures.get("image"),
+        mask=pictures.get("mask"),
+        control=tuple(units),
+        loras=loras,
+        hooks=None if hooks is None else tuple(hooks),
+    )

@@ -14,12 +14,14 @@ from typing import Any
 import uvicorn
 from platformdirs import user_state_path
 
-from ..core.errors import UsageError
+from ..core.errors import BadInput, UsageError
+from ..pipelines.embeddings import read_embedding
 from ..runtimes.base import Options
 from .app import create_app
-from .catalogue import catalogue
+from .catalogue import ModelInfo, catalogue
 from .core import JobCore
 from .dispatch import Dispatcher
+from .hooks import Hooks
 from .logs import set_up_logs
 from .settings import Settings
 from .work import Limits
@@ -36,11 +38,30 @@ def make_core(folders: Sequence[Path], settings: Settings, state: Path, *, json_
     Raises:
         UsageError, BadInput, BadArtifact: what cannot be served.
     """
-    models = catalogue(folders)
+    models = models_for(folders, settings)
     paths = {name: info.path for name, info in models.items()}
     devices: list[str | None] = [*settings.device] or [None]
     workers = [worker_settings(settings, paths, device, json_logs=json_logs) for device in devices]
     return JobCore(models, state, limits_of(settings), partial(Dispatcher, workers), tuple(settings.pinned))
+
+
+def models_for(folders: Sequence[Path], settings: Settings) -> dict[str, ModelInfo]:
+    """What is served: the artifacts, and for each what of the LoRAs, hooks and embeddings is for it.
+
+    Raises:
+        UsageError, BadInput, BadArtifact, MissingDependency: what cannot be served, no folder of LoRAs, no such hook,
+            or a file that is no embedding.
+    """
+    if settings.lora_folder is not None and not settings.lora_folder.is_dir():
+        raise BadInput(f"{settings.lora_folder} is no folder.", "Give the folder of the LoRAs with --lora-folder.")
+    for file in settings.embedding:
+        read_embedding(file)
+    return catalogue(folders, lora_folder=_whole(settings.lora_folder), hooks=Hooks(settings.hook).names)
+
+
+def _whole(path: Path | None) -> Path | None:
+    """As it is named from any folder: workers may run in another."""
+    return None if path is None else path.resolve()
 
 
 def worker_settings(
@@ -55,6 +76,9 @@ def worker_settings(
         budget=settings.memory_budget,
         batch=settings.batch,
         pixels=settings.pixels,
+        lora_folder=_whole(settings.lora_folder),
+        hooks=tuple(settings.hook),
+        embeddings=tuple(file.resolve() for file in settings.embedding),
         json_logs=json_logs,
     )
 

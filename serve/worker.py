@@ -25,11 +25,14 @@ import numpy as np
 from PIL import Image
 
 from ..core.errors import Cancelled, VitrifyError
+from ..pipelines.hooks import Hook
 from ..pipelines.images import open_image
 from ..runtimes.base import Options
 from .drawing import Drawing
+from .hooks import Hooks
 from .jobs import CANCELLED, Problem, Result
 from .logs import set_up_logs
+from .loras import ServedLoras
 from .messages import (
     Began,
     Cancel,
@@ -49,7 +52,7 @@ from .messages import (
 from .models import Models
 from .pictures import size_of
 from .previews import Preview
-from .requests import ClassifyRequest, GenerateRequest, InferRequest
+from .requests import ClassifyRequest, GenerateRequest, InferRequest, models_of
 
 log = logging.getLogger("vitrify.serve")
 
@@ -58,8 +61,9 @@ log = logging.getLogger("vitrify.serve")
 class WorkerSettings:
     """What a worker is started with. paths: model -> folder. budget: bytes of weights. batch: pictures at once.
 
-    pixels: of pictures that are decoded at once. nice: how far it steps back for the server, which must answer while
-    it computes. json_logs: how it logs.
+    pixels: of pictures that are decoded at once. lora_folder: of the LoRAs that clients may name. hooks: each with its
+    options, see `hooks_of`. embeddings: files. nice: how far it steps back for the server, which must answer while it
+    computes. json_logs: how it logs.
     """
 
     paths: Mapping[str, Path]
@@ -69,6 +73,9 @@ class WorkerSettings:
     budget: int = 0
     batch: int = 32
     pixels: int = 64_000_000
+    lora_folder: Path | None = None
+    hooks: tuple[str, ...] = ()
+    embeddings: tuple[Path, ...] = ()
     nice: int = 5
     json_logs: bool = False
 
@@ -105,9 +112,11 @@ class Worker:
             runtime=settings.runtime,
             options=settings.options,
             budget=settings.budget,
+            embeddings=settings.embeddings,
             opened=lambda *given: pipe.send(Opened(*given)),
-            closed=lambda *given: pipe.send(Closed(*given)),
+            closed=self._closed,
         )
+        self._hooks = Hooks(settings.hooks)
         self._previews: dict[str, Preview] = {}
         self._inbox: queue.SimpleQueue[Any] = queue.SimpleQueue()
         self._waiting: deque[Run | Open | Close] = deque()
@@ -152,7 +161,6 @@ class Worker:
 
     def _do(self, message: Run | Open | Close) -> None:
         if isinstance(message, Close):
-            self._previews.pop(message.model, None)
             self._models.close(message.model)
         elif isinstance(message, Open):
             try:
@@ -162,6 +170,11 @@ class Worker:
         else:
             self._run([task for task in message.tasks if not self._is_cancelled(task)])
 
+    def _closed(self, model: str, why: str) -> None:
+        """Of every model that is closed, also to make room."""
+        self._previews.pop(model, None)  # it holds the pipeline, and would open its decoder again
+        self._pipe.send(Closed(model, why))
+
     def _run(self, tasks: list[Task]) -> None:
         if not tasks:
             return
@@ -169,10 +182,10 @@ class Worker:
         self._pipe.send(Began(tuple(task.id for task in tasks)))
         opened = False
         try:
-            pipeline = self._models.get(tasks[0].request.model)
+            pipeline, *nets = self._models.together(models_of(tasks[0].request))
             opened = True
             start = time.perf_counter()  # loading is no part of the speed
-            results = self._results(pipeline, tasks)
+            results = self._results(pipeline, nets, tasks)
         except Exception as exc:
             if not isinstance(exc, VitrifyError | MemoryError):
                 log.exception("a job failed", extra={"jobs": [task.id for task in tasks]})
@@ -194,15 +207,15 @@ class Worker:
         self._cancelled.discard(id)
         self._pipe.send(message)
 
-    def _results(self, pipeline: Any, tasks: list[Task]) -> list[Result]:
+    def _results(self, pipeline: Any, nets: list[Any], tasks: list[Task]) -> list[Result]:
         request = tasks[0].request
         if isinstance(request, GenerateRequest):
-            return self._drawn(pipeline, tasks)
+            return self._drawn(pipeline, nets, tasks)
         if isinstance(request, ClassifyRequest):
             return self._labelled(pipeline, [t.request for t in tasks if isinstance(t.request, ClassifyRequest)])
         return [self._inferred(pipeline, t.request) for t in tasks if isinstance(t.request, InferRequest)]
 
-    def _drawn(self, pipeline: Any, tasks: list[Task]) -> list[Result]:
+    def _drawn(self, pipeline: Any, nets: list[Any], tasks: list[Task]) -> list[Result]:
         """Of one shape. Together where their prompts are encoded to one length; else the others would change them."""
         lengths: dict[int, list[int]] = {}
         for number, task in enumerate(tasks):
@@ -210,9 +223,20 @@ class Worker:
             lengths.setdefault(pipeline.family.chunks(task.request.prompt), []).append(number)
         found: dict[int, Result] = {}
         for numbers in lengths.values():
-            drawing = Drawing(pipeline, [tasks[number] for number in numbers], self)
+            drawing = Drawing(pipeline, nets, [tasks[number] for number in numbers], self)
             found |= dict(zip(numbers, drawing.run(), strict=True))
         return [found[number] for number in range(len(tasks))]
+
+    def hooks_for(self, request: GenerateRequest, pipeline: Any) -> list[Hook]:
+        """Those that it wants, in the server's order, and the one that opens its LoRAs."""
+        return [
+            *self._hooks.wanted(request.hooks),
+            ServedLoras(self._settings.lora_folder, pipeline.adapters),
+        ]
+
+    def untaught(self, model: str) -> Mapping[str, str]:
+        """Words of the server's embeddings that this model did not learn, and why."""
+        return self._models.untaught(model)
 
     def stepped(self, message: Stepped) -> None:
         self._pipe.send(message)

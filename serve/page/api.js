@@ -174,12 +174,12 @@ const pictures = new Map(); // path -> promise of the below, the one used last a
 const turns = [];
 let fetching = 0;
 
-/** A picture that was fetched with the key, a few at a time: {url, type, bytes}, url being one of a blob. */
+/** A picture that was fetched with the key, a few at a time: {blob, url, type, bytes}; url is the blob's. */
 export function picture(path) {
   let found = pictures.get(path);
   pictures.delete(path);
   if (!found) {
-    found = inTurn(() => bytes(path)).then((blob) => ({ url: URL.createObjectURL(blob), type: blob.type, bytes: blob.size }));
+    found = inTurn(() => bytes(path)).then((blob) => ({ blob, url: URL.createObjectURL(blob), type: blob.type, bytes: blob.size }));
     found.catch(() => pictures.delete(path));
   }
   pictures.set(path, found);

@@ -1,7 +1,10 @@
 // A job that draws, from the click to the picture: its place has the size of the end from the start.
 
-import { isFinal, jobs } from "./jobs.js";
 import { el, write } from "./dom.js";
+import { withPictures } from "./given.js";
+import { inputsOf, keepInputs, namesOf } from "./inputs.js";
+import { isFinal, jobs } from "./jobs.js";
+import { madeWith } from "./made.js";
 import { announce, say } from "./say.js";
 import { copyText, download, nameOf, shotsOf, show } from "./shots.js";
 import { count, span, told } from "./words.js";
@@ -9,8 +12,8 @@ import { count, span, told } from "./words.js";
 /**
  * One submission. "end": it is done, refused or failed.
  *
- * body: of the job; or `job`, one that runs already. takers: what panels do with its pictures. open: (shots, number)
- * shows one large. gone: the user puts the card away.
+ * body: of the job, and the pictures that belong into it; or `job`, one that runs already. takers: what panels do with
+ * its pictures. open: (shots, number) shows one large. gone: the user puts the card away.
  */
 export class Card extends EventTarget {
   #followed = null;
@@ -18,9 +21,10 @@ export class Card extends EventTarget {
   #shots = [];
   #timer = 0;
 
-  constructor({ body, job = null, takers, open, gone }) {
+  constructor({ body, pictures = null, job = null, takers, open, gone }) {
     super();
     this.body = body;
+    this.pictures = pictures ?? inputsOf(job);
     this.#build(takers, open, gone);
     if (job) this.#follow(jobs.follow(job));
     else this.send();
@@ -37,28 +41,37 @@ export class Card extends EventTarget {
     this.status = el("p", { class: "status" });
     this.bar = el("progress", { max: 1, value: 0, "aria-label": "Progress" });
     this.stop = el("button", { type: "button", onclick: () => this.cancel() }, el("span", {}, "Cancel"), el("kbd", { hidden: true }, "Esc"));
-    this.retry = el("button", { type: "button", class: "strong", onclick: () => this.send() }, "Try again");
+    const { pictures: had = [], control = [] } = this.body;
+    const lost = had.length > 0 || (control.length > 0 && !this.pictures.control); // it cannot be sent again
+    this.retry = el("button", { type: "button", class: "strong", hidden: lost, onclick: () => this.send() }, "Try again");
     const away = el("button", { type: "button", onclick: gone }, "Remove");
     const first = () => this.#shots[0];
     this.during = el("div", { class: "actions" }, this.stop);
     this.after = el("div", { class: "actions" },
-      takers.map((taker) => el("button", { type: "button", onclick: () => taker.take(first()) }, taker.label)),
+      takers.map((taker) => el("button", { type: "button", hidden: taker.works?.() === false, onclick: () => taker.take(first()) }, taker.label)),
       el("button", { type: "button", onclick: () => copyText(first()) }, "Copy settings"),
       el("button", { type: "button", onclick: () => this.#shots.forEach(download) }, images > 1 ? "Download all" : "Download"),
     );
+    this.with = el("div", { class: "with" },
+      namesOf(this.pictures).map(({ name, picture: { thumb } }) => el("img", { src: thumb, alt: name, title: name })),
+      el("p", { class: "soft" }));
+    this.notes = el("ul", { class: "soft notes" });
     this.refused = el("div", { class: "actions" }, this.retry, away);
     this.node = el("article", { class: `card job ${images > 1 ? "several" : "one"}`, "aria-label": prompt || "Picture" },
       el("div", { class: "shots" }, this.tiles.map((tile) => tile.button)),
       el("div", { class: "about" },
         el("p", { class: "prompt", title: prompt ?? "" }, prompt || "No prompt"),
         el("p", { class: "soft summary" }, summaryOf(this.body)),
+        this.with,
         this.status,
+        this.notes,
         el("div", { class: "line progress" }, this.bar),
         el("div", { class: "places" }, this.during, this.after, this.refused),
       ),
     );
     this.node.style.setProperty("--ratio", String(width / height));
     this.node.style.setProperty("--images", String(images));
+    this.#madeWith(this.body, this.pictures.image ? ["image", ...(this.pictures.mask ? ["mask"] : [])] : this.body.pictures);
   }
 
   get done() {
@@ -80,7 +93,10 @@ export class Card extends EventTarget {
     this.#say("Being sent");
     this.bar.value = 0;
     try {
-      this.#follow(await jobs.submit(this.body));
+      const { pictures, ...body } = this.body; // of one that was taken up: their names alone
+      const followed = await jobs.submit(await withPictures(body, this.pictures));
+      keepInputs(followed.id, this.pictures);
+      this.#follow(followed);
       if (this.#wanted) this.cancel();
     } catch (error) {
       this.#fail(told(error), error.after);
@@ -148,7 +164,16 @@ export class Card extends EventTarget {
     const seed = this.#shots[0]?.parameters.seed;
     this.#say([total && `Drawn in ${span(total)}`, seed !== undefined && `seed ${seed}`].filter(Boolean).join(", "));
     announce(`${count(this.#shots.length, "picture")} drawn: ${this.body.prompt || "no prompt"}`);
+    if (this.#shots[0]) this.#madeWith(this.#shots[0].parameters);
+    this.notes.replaceChildren(...(job.details?.notes ?? []).map((text) => el("li", {}, text)));
     this.#state("done", job);
+  }
+
+  /** Say what it is made with besides its prompt. */
+  #madeWith(given, began) {
+    const line = this.with.lastElementChild;
+    write(line, madeWith(given, began).map(([title, text]) => `${title}: ${text}`).join(". "));
+    this.with.hidden = !line.textContent;
   }
 
   #fail(text, after) {

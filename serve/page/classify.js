@@ -1,7 +1,7 @@
 // Panel: labels of pictures that are dropped, pasted or picked.
 
 import { el, fill, field, match, tick, write } from "./dom.js";
-import { dropped, encoded, isPicture } from "./files.js";
+import { encoded, isPicture, receive } from "./files.js";
 import { icon } from "./icons.js";
 import { jobs } from "./jobs.js";
 import { models } from "./models.js";
@@ -61,22 +61,7 @@ function make() {
     event.target.value = ""; // so that the same file can be picked again
   }
 
-  // anywhere in the window; while another panel is in view a drop does nothing, else the picture would take the page's place
-  for (const [name, on] of [["dragenter", true], ["dragover", true], ["dragleave", false], ["drop", false]]) {
-    addEventListener(name, (event) => {
-      if (!event.dataTransfer.types.includes("Files")) return; // text may be dropped into a field
-      event.preventDefault();
-      if (!isShown()) event.dataTransfer.dropEffect = "none";
-      zone.classList.toggle("over", on && isShown());
-    });
-  }
-  addEventListener("drop", async (event) => event.defaultPrevented && isShown() && add(await dropped(event.dataTransfer)));
-  document.addEventListener("paste", (event) => {
-    const pasted = [...(event.clipboardData?.files ?? [])];
-    if (!pasted.length || !isShown()) return;
-    event.preventDefault();
-    add(pasted);
-  });
+  receive({ wants: isShown, over: (target) => zone.classList.toggle("over", target !== null), take: add });
 
   async function add(given) {
     if (!model.value) {

@@ -1,7 +1,47 @@
-// Files from the user: of a drop, with the folders in it; known by their first bytes.
+// Files from the user: of a drop, with the folders in it, or pasted; known by their first bytes.
+
+const receivers = [];
+
+/**
+ * Take the files that are dropped or pasted anywhere in the window.
+ *
+ * receiver: {wants(target), over(target or null), take(files, target)}. target: the element below the pointer, or the one
+ * with the focus; over is told where files hover, and null once they do not. The first that wants them gets them; where
+ * none does a drop does nothing, else the picture would take the page's place.
+ */
+export function receive(receiver) {
+  if (!receivers.length) listen();
+  receivers.push(receiver);
+}
+
+function listen() {
+  const wanting = (target) => receivers.find((one) => one.wants(target)) ?? null;
+  for (const name of ["dragenter", "dragover", "dragleave", "drop"]) {
+    addEventListener(name, (event) => {
+      if (!event.dataTransfer.types.includes("Files")) return; // text may be dropped into a field
+      event.preventDefault();
+      const taker = wanting(event.target);
+      if (!taker) event.dataTransfer.dropEffect = "none";
+      const hovers = name === "dragenter" || name === "dragover";
+      for (const one of receivers) one.over(hovers && one === taker ? event.target : null);
+    });
+  }
+  addEventListener("drop", async (event) => {
+    const taker = event.defaultPrevented ? wanting(event.target) : null;
+    if (taker) taker.take(await dropped(event.dataTransfer), event.target);
+  });
+  document.addEventListener("paste", (event) => {
+    const pasted = [...(event.clipboardData?.files ?? [])];
+    const written = event.target.matches?.("textarea, input") && event.clipboardData.types.includes("text/plain");
+    const taker = pasted.length && !written ? wanting(event.target) : null; // some programs copy text as a picture too
+    if (!taker) return;
+    event.preventDefault();
+    taker.take(pasted, event.target);
+  });
+}
 
 /** All files of a drop, those in folders too, by their names. */
-export async function dropped(transfer) {
+async function dropped(transfer) {
   // entries must be taken before anything is awaited: the drop is over then
   const entries = [...transfer.items].map((item) => item.webkitGetAsEntry?.()).filter(Boolean);
   if (!entries.length) return [...transfer.files];
@@ -41,7 +81,7 @@ export function encoded(file) {
   return new Promise((go, fail) => {
     const reader = new FileReader();
     reader.onload = () => go(reader.result.slice(reader.result.indexOf(",") + 1));
-    reader.onerror = () => fail(new Error(`${file.name} cannot be read.`));
+    reader.onerror = () => fail(new Error(`${file.name ?? "The picture"} cannot be read.`));
     reader.readAsDataURL(file);
   });
 }

@@ -1,13 +1,17 @@
 // Panel: pictures from a prompt.
 
-import { get } from "./api.js";
+import { get, picture } from "./api.js";
 import { Card } from "./card.js";
 import { el, write } from "./dom.js";
 import { DrawFields } from "./fields.js";
+import { receive } from "./files.js";
 import { icon } from "./icons.js";
+import { inputsOf } from "./inputs.js";
 import { models } from "./models.js";
 import { say } from "./say.js";
+import { nameOf } from "./shots.js";
 import { Viewer } from "./viewer.js";
+import { told } from "./words.js";
 
 const KEY = "vitrify-generate";
 const CARDS = 60; // results that stay on the panel; all of them are in the gallery
@@ -21,21 +25,24 @@ function make(app) {
 
   const fields = new DrawFields({ lastSeed: () => lastSeed });
   const submit = el("button", { type: "submit", class: "strong wide" }, "Generate", el("kbd", {}, "Ctrl ⏎"));
-  const note = el("p", { class: "hint note", hidden: true });
+  const note = el("p", { class: "hint note", role: "status", hidden: true });
   const summary = el("span", { class: "soft" });
   const settings = el("details", { class: "settings", open: WIDE.matches },
     el("summary", {}, "Settings", summary),
     fields.nodes.model,
+    fields.nodes.loras,
+    fields.nodes.nets,
     fields.nodes.size,
     fields.nodes.steps,
     fields.nodes.guidance,
     fields.nodes.seed,
     fields.nodes.scheduler,
     el("div", { class: "pair" }, fields.nodes.images, fields.nodes.format),
+    fields.nodes.hooks,
     fields.nodes.previews,
   );
   const form = el("form", { class: "form card", onsubmit: send, oninput: changed, onchange: changed, onkeydown: keys },
-    fields.nodes.prompt, fields.nodes.negative, submit, note, settings);
+    fields.nodes.prompt, fields.nodes.negative, fields.nodes.start, submit, note, settings);
   const results = el("section", { class: "results", "aria-label": "Pictures of this window" });
   const empty = el("div", { class: "empty tall" }, icon("picture"),
     el("p", {}, "Write what you want to see, or begin with one of these."),
@@ -47,8 +54,31 @@ function make(app) {
 
   function send(event) {
     event.preventDefault();
-    add({ kind: "generate", ...fields.read() });
+    const lack = fields.lacks();
+    if (!lack) {
+      add({ kind: "generate", ...fields.read() }, { pictures: fields.pictures() });
+      return;
+    }
+    if (settings.contains(lack.node)) settings.open = true;
+    tell(lack.text);
+    lack.node.focus();
   }
+
+  /** Below the button: why it does nothing. */
+  function tell(text) {
+    write(note, text);
+    note.hidden = !text;
+  }
+
+  // a picture that comes from outside: to the ControlNet on which it is dropped, else to start from
+  receive({
+    wants: (target) => !node.closest("[hidden]") && !document.querySelector("dialog[open]") && fields.pickAt(target) !== null,
+    over: (target) => {
+      const over = target && fields.pickAt(target);
+      for (const pick of fields.picks) pick.node.classList.toggle("over", pick === over);
+    },
+    take: ([file], target) => file && fields.pickAt(target)?.take(file),
+  });
 
   /** An example as the prompt; one can go on writing at once. */
   function begin(text) {
@@ -57,10 +87,12 @@ function make(app) {
     fields.prompt.focus();
   }
 
-  function add(body, job = null) {
+  /** job: one that there is. pictures: that the body is sent with. */
+  function add(body, { job = null, pictures = null } = {}) {
     viewer ??= new Viewer({ takers: app.takers() });
     const card = new Card({
       body,
+      pictures,
       job,
       takers: app.takers(),
       open: (shots, number) => viewer.open(shots, number),
@@ -120,10 +152,12 @@ function make(app) {
   document.addEventListener("keydown", escape);
 
   function changed() {
-    const { width, height, steps, seed } = fields.read();
+    const { strength, control, ...kept } = fields.read(); // those belong to pictures, which are not remembered
+    const { width, height, steps, seed } = kept;
+    if (submit.disabled === false) tell("");
     write(summary, `${fields.model.value}, ${width} × ${height}, ${steps} steps${seed ? `, seed ${seed}` : ""}`);
     try {
-      sessionStorage.setItem(KEY, JSON.stringify(fields.read()));
+      sessionStorage.setItem(KEY, JSON.stringify(kept));
     } catch {
       // it is not remembered
     }
@@ -138,15 +172,15 @@ function make(app) {
   }
 
   let first = true;
+  const before = remembered(); // what the fields do from here on overwrites it
   models.addEventListener("change", () => {
     const usable = models.that("generate");
     fields.offer(usable);
     submit.disabled = !usable.length;
-    write(note, usable.length ? "" : "No model that draws is served here.");
-    note.hidden = usable.length > 0;
+    if (!usable.length) tell("No model that draws is served here.");
     if (first && usable.length) {
       first = false;
-      fields.write(remembered() ?? {});
+      fields.write(before ?? {});
       adopt();
     }
     changed();
@@ -157,24 +191,47 @@ function make(app) {
     try {
       const { mine } = await get("v1/queue");
       const known = mine.filter((job) => job.kind === "generate").sort((a, b) => a.created - b.created);
-      for (const job of known) add({ kind: "generate", model: job.model, ...job.request }, job);
+      for (const job of known) add({ kind: "generate", model: job.model, ...job.request }, { job });
     } catch {
       // the queue panel tells what is wrong
     }
   }
 
   function take(shot) {
-    fields.write(shot.parameters);
+    const pictures = inputsOf(shot.job);
+    fields.write(shot.parameters, pictures);
     changed();
     app.go("generate");
     fields.prompt.focus();
-    say("Settings taken over.");
+    const { began, control } = shot.parameters;
+    const gone = (began.includes("image") && !pictures.image) || (control.length > 0 && !pictures.control);
+    if (control.length) settings.open = true;
+    say(gone ? "Settings taken over. Give the pictures again: they are kept as long as this window." : "Settings taken over.");
+  }
+
+  /** Start from a picture that was drawn. */
+  async function startFrom(shot) {
+    app.go("generate");
+    if (!fields.start.can) { // a card's button stays when another model is chosen
+      say(`${fields.model.value} cannot start from a picture: choose another model.`);
+      return;
+    }
+    try {
+      const { blob } = await picture(shot.path);
+      await fields.start.pick.take(blob, nameOf(shot));
+      fields.start.strength.number.focus();
+    } catch (error) {
+      say(told(error));
+    }
   }
 
   submit.disabled = true;
   return {
     node,
-    taker: { label: "Use settings", take },
+    takers: [
+      { label: "Use settings", take },
+      { label: "Start from this", take: startFrom, works: () => fields.start.can },
+    ],
     // where the page begins, one can write at once; on a phone that would open the keyboard
     shown: () => WIDE.matches && document.activeElement === document.body && fields.prompt.focus({ preventScroll: true }),
   };

@@ -10,6 +10,7 @@ const PATHS = {
   left: "M15 5l-7 7 7 7",
   right: "M9 5l7 7-7 7",
   key: "M8 11.5a4 4 0 1 0 0 8 4 4 0 0 0 0-8zM11 12.7L19.5 4.2M15.5 8.2l3 3",
+  plus: "M12 5v14M5 12h14",
   picture: "M4 5h16v14H4zM4 16l5-5 4 4 2-2 5 5M15.5 9h.01",
 };
 const SVG = "http://www.w3.org/2000/svg";

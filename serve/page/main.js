@@ -11,9 +11,9 @@ import { queue } from "./queue.js";
 import { say } from "./say.js";
 import { told } from "./words.js";
 
-// A new panel is one file and one row here: {id, title, make(app)}. make gives {node, shown?, taker?, badge?}: shown is
-// called when the panel comes into view; taker, {label, take(shot)}, is offered wherever a picture is shown; badge is an
-// element beside the panel's name.
+// A new panel is one file and one row here: {id, title, make(app)}. make gives {node, shown?, takers?, badge?}: shown
+// is called when the panel comes into view; takers, each {label, take(shot), works?()}, are offered wherever a picture is
+// shown, as long as they work; badge is an element beside the panel's name.
 const PANELS = [generate, classify, gallery, queue];
 
 const CHECK = 10; // seconds between two looks at the server
@@ -28,7 +28,7 @@ const app = {
     showPanel(id);
   },
   /** What panels offer to do with a picture. */
-  takers: () => [...open.values()].map(({ panel }) => panel.taker).filter(Boolean),
+  takers: () => [...open.values()].flatMap(({ panel }) => panel.takers ?? []),
 };
 
 function showPanel(id) {

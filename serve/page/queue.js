@@ -119,10 +119,7 @@ function make() {
     pin.disabled = works || pinned;
     unload.disabled = works || !open;
     write(row.querySelector(".tag"), works ? "busy" : pinned ? "pinned" : open ? "loaded" : "");
-    const kinds = model.kinds.includes("generate")
-      ? `draws ${model.width} × ${model.height}, multiples of ${model.multiple_of}`
-      : `knows ${count(model.labels?.length ?? 0, "label")}`;
-    write(row.querySelector(".what"), `${model.architecture}, ${model.precision}, ${kinds}`);
+    write(row.querySelector(".what"), `${model.architecture}, ${model.precision}, ${workOf(model)}`);
     const where = model.loaded.map((one) => `${placed(one)}, loaded in ${span(one.seconds)}`).join("; ");
     write(row.querySelector(".where"), `${size(model.bytes)} of weights, ${where ? `on ${where}` : "not loaded"}`);
   }
@@ -165,6 +162,12 @@ function endedRow(job) {
   const took = job.started && job.finished ? `, took ${span(job.finished - job.started)}` : "";
   return el("li", { "data-state": job.status },
     el("div", { class: "grow" }, el("p", { class: "title" }, titleOf(job)), el("p", { class: "soft text" }, `${ENDS[job.status]}, ${job.model}, ${when(job.finished ?? job.created)}${took}.${said}`)));
+}
+
+function workOf(model) {
+  if (model.control) return "a ControlNet, for models that it fits";
+  if (!model.kinds.includes("generate")) return `knows ${count(model.labels?.length ?? 0, "label")}`;
+  return `draws ${model.width} × ${model.height}, multiples of ${model.multiple_of}`;
 }
 
 function workerRow() {

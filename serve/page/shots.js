@@ -2,11 +2,13 @@
 
 import { picture } from "./api.js";
 import { copy, save } from "./dom.js";
+import { evened, tagOf } from "./made.js";
 import { say } from "./say.js";
 import { told } from "./words.js";
 
 const NAMES = {
   steps: "Steps", scheduler: "Sampler", guidance: "CFG scale", seed: "Seed", size: "Size", model: "Model",
+  strength: "Denoising strength",
 }; // as other interfaces write and read them
 
 /** All pictures of a job that succeeded: {job, number, path, parameters}. */
@@ -14,21 +16,34 @@ export function shotsOf(job) {
   return (job.pictures ?? []).map((path, number) => ({ job, number, path, parameters: parametersOf(job, number) }));
 }
 
-/** By the names of a job's body; drawn again with them it is the same picture. */
+/**
+ * By the names of a job's body; drawn again with them, and with its pictures, it is the same picture.
+ *
+ * began: which pictures it was given, of "image" and "mask".
+ */
 function parametersOf(job, number) {
-  const { rng, ...given } = job.details?.parameters?.[number] ?? {};
-  const format = job.request?.format;
-  return { ...given, model: job.model, images: 1, ...(format ? { format } : {}) };
+  const { rng, control = [], loras = {}, ...given } = job.details?.parameters?.[number] ?? {};
+  const { format, hooks = null, control: asked = [], pictures: began = [] } = job.request ?? {};
+  const units = control.map((unit, at) => ({ ...unit, made_by: asked[at]?.made_by ?? "picture" }));
+  return { ...given, loras: evened(loras), control: units, hooks, began, model: job.model, images: 1, ...(format ? { format } : {}) };
 }
 
 /** The parameters as a text that can be pasted elsewhere. */
 export function textOf({ parameters }) {
   const { prompt, negative_prompt: negative, width, height } = parameters;
   const values = { ...parameters, size: width && `${width}x${height}` };
+  const tags = Object.entries(parameters.loras).map(([name, strengths]) => tagOf(name, strengths));
   const settings = Object.entries(NAMES)
     .filter(([name]) => values[name] !== undefined && values[name] !== null)
     .map(([name, title]) => `${title}: ${quoted(values[name])}`);
-  return [prompt ?? "", ...(negative ? [`Negative prompt: ${negative}`] : []), settings.join(", ")].join("\n");
+  settings.push(...parameters.control.map((unit, at) => `ControlNet ${at}: ${quoted(unitText(unit))}`));
+  return [[prompt ?? "", ...tags].join(" "), ...(negative ? [`Negative prompt: ${negative}`] : []), settings.join(", ")].join("\n");
+}
+
+/** As the ControlNet extension of the web UI writes it. */
+function unitText({ net, made_by: way, strength, start, end }) {
+  const module = way === "picture" ? "none" : way;
+  return `Module: ${module}, Model: ${net}, Weight: ${strength}, Guidance Start: ${start}, Guidance End: ${end}`;
 }
 
 function quoted(value) {

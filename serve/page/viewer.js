@@ -2,6 +2,7 @@
 
 import { el, write } from "./dom.js";
 import { icon } from "./icons.js";
+import { madeWith } from "./made.js";
 import { copyText, download, nameOf, show } from "./shots.js";
 import { picture } from "./api.js";
 import { size, span, when } from "./words.js";
@@ -10,7 +11,7 @@ const MOST = 8; // times its own size
 const LEAST = 256; // pixels, to which even a tiny one may grow
 
 /**
- * takers: [{label, take(shot)}], what panels offer to do with a picture. hide: (shot) puts it out of sight, or null.
+ * takers: [{label, take(shot), works?()}], what panels offer to do with a picture. hide: (shot) puts it out of sight, or null.
  */
 export class Viewer {
   #shots = [];
@@ -21,9 +22,11 @@ export class Viewer {
     this.back = this.#arrow("left", "Previous picture", -1);
     this.on = this.#arrow("right", "Next picture", 1);
     this.list = el("dl", { class: "facts" });
-    const actions = takers.map((taker) =>
-      el("button", { type: "button", class: "strong", onclick: () => this.#use(taker) }, taker.label),
-    );
+    this.takers = takers.map((taker, at) => ({
+      taker,
+      button: el("button", { type: "button", class: at ? "" : "strong", onclick: () => this.#use(taker) }, taker.label),
+    }));
+    const actions = this.takers.map(({ button }) => button);
     actions.push(el("button", { type: "button", onclick: () => copyText(this.shot) }, "Copy settings"));
     actions.push(el("button", { type: "button", onclick: () => download(this.shot) }, "Download"));
     if (hide) actions.push(el("button", { type: "button", onclick: () => this.#hide(hide) }, "Hide"));
@@ -47,6 +50,7 @@ export class Viewer {
   /** moved: is told of the shot that is shown, so that focus can go back to it. */
   open(shots, at, moved = () => {}) {
     this.#shots = shots;
+    for (const { taker, button } of this.takers) button.hidden = taker.works?.() === false;
     this.#go(at);
     this.dialog.showModal();
     this.dialog.addEventListener("close", () => this.shot && moved(this.shot), { once: true });
@@ -88,9 +92,11 @@ export class Viewer {
       ["Guidance", given.guidance],
       ["Scheduler", given.scheduler],
       ["Seed", given.seed],
+      ...madeWith(given),
       ["Drawn", when(job.finished ?? job.created)],
       ["Took", job.details?.timings?.total && span(job.details.timings.total)],
       ["Ran on", placeOf(job)],
+      ["Notes", (job.details?.notes ?? []).join("\n")],
       ["File", "…"],
     ].filter(([, value]) => value !== undefined && value !== null && value !== "");
     this.list.replaceChildren(...facts.flatMap(([name, value]) => [el("dt", {}, name), el("dd", {}, String(value))]));

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import json
 import os
 import shutil
 import time
@@ -13,6 +14,15 @@ from typing import Any
 import pytest
 
 WAIT = 30  # seconds for what the browser has to show
+HELD = ".held:not([hidden])"  # where a field for a picture has one
+_NOTE = """
+  window.sent = [];
+  const before = window.fetch;
+  window.fetch = (address, given) => {
+    if (given?.body && String(address).endsWith("v1/jobs")) sent.push(given.body);
+    return before(address, given);
+  };
+"""
 
 
 @contextmanager
@@ -161,6 +171,26 @@ class Page:
         for name, value in ({"guidance": 3, "seed": ""} | settings).items():
             self.write(name.capitalize(), value)
         self.find(".form button[type=submit]").click()
+
+    def draw(self, prompt: str, **settings: object) -> None:
+        """Order it and wait for the end; what is refused or fails, fails the test."""
+        before = len(self.all(".job"))
+        self.order(prompt, **{"steps": 4, "seed": 7, **settings})
+        self.until(lambda: len(self.all(".job")) > before and not self.all(".job[data-state=open]"))
+        assert self.find(".job").get_attribute("data-state") == "done", self.text(".job .status")
+
+    def choose(self, file: Path, within: str = ".start") -> None:
+        """A file for the picture that is asked for there."""
+        self.find(f"{within} input[type=file]").send_keys(str(file))
+        self.until(lambda: self.find(f"{within} {HELD}"))
+
+    def note_jobs(self) -> None:
+        """From now on, until the page is loaded again, note what it sends for `sent`."""
+        self.js(_NOTE)
+
+    def sent(self) -> Any:
+        """The body of the last job."""
+        return json.loads(self.js("return sent.at(-1)"))
 
     def keys(self, *keys: str) -> None:
         """Those that selenium names are held until the last one."""

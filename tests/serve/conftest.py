@@ -14,8 +14,11 @@ from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
 
+import numpy as np
 import pytest
+from filelock import FileLock
 from PIL import Image
+from safetensors.numpy import load_file, save_file
 
 pytest.importorskip("fastapi", reason="needs the extra serve")
 httpx = pytest.importorskip("httpx", reason="needs httpx")
@@ -128,6 +131,121 @@ def start_server(
 def server(start_server: Callable[..., Server]) -> Server:
     """Without keys, as a user starts it at home."""
     return start_server()
+
+
+@pytest.fixture(scope="session")
+def control_artifact(diffusion_source: Path, shared: Path) -> Path:
+    """The built-in model, exported with inputs for ControlNets; it draws what the plain one does."""
+    return exported(diffusion_source, shared / "with-control" / "steered", control=True)
+
+
+@pytest.fixture(scope="session")
+def net_artifact(diffusion_source: Path, shared: Path) -> Path:
+    """A random ControlNet for it, whose residuals are not zero."""
+    source = shared / "net-source"
+    with FileLock(f"{source}.lock"):
+        if not source.exists():
+            save_net(diffusion_source, source)
+    return exported(source, shared / "with-control" / "lines")
+
+
+@pytest.fixture(scope="session")
+def lora_folder(diffusion_source: Path, shared: Path) -> Path:
+    """LoRAs for the built-in model, `style` and, in a folder below, `deep`; and `broken`, which is none."""
+    folder = shared / "loras"
+    with FileLock(f"{folder}.lock"):
+        if not folder.exists():
+            half = shared / ".loras"
+            (half / "more").mkdir(parents=True)
+            for seed, file in enumerate((half / "style.safetensors", half / "more" / "deep.safetensors")):
+                save_lora(diffusion_source, file, seed)
+            (half / "broken.safetensors").write_bytes(b"no tensors")
+            half.rename(folder)
+    return folder
+
+
+@pytest.fixture(scope="session")
+def embedding_file(shared: Path) -> Path:
+    """Two vectors for the built-in model's encoder, for the word `zyx`; they shift what is drawn."""
+    file = shared / "zyx.safetensors"
+    with FileLock(f"{file}.lock"):
+        if not file.exists():
+            vectors = np.random.default_rng(5).standard_normal((2, 64)).astype(np.float32)
+            save_file({"emb_params": vectors}, file)
+    return file
+
+
+@pytest.fixture(scope="session")
+def words_folder(shared: Path) -> Path:
+    """Word lists of the hook wildcards: one of a single colour, and one that names a LoRA by a path."""
+    folder = shared / "words"
+    folder.mkdir(exist_ok=True)
+    (folder / "colour.txt").write_text("red\n")
+    (folder / "part.txt").write_text("ra\n")
+    return folder
+
+
+@pytest.fixture(scope="session")
+def able(
+    start_server: Callable[..., Server],
+    control_artifact: Path,
+    net_artifact: Path,
+    diffusion_artifact: Path,
+    lora_folder: Path,
+    embedding_file: Path,
+    words_folder: Path,
+) -> Server:
+    """A server with a ControlNet, LoRAs, an embedding and a hook; its `draws` takes the ControlNet, `emoji` none."""
+    options = (
+        "--lora-folder",
+        lora_folder,
+        "--embedding",
+        embedding_file,
+        "--hook",
+        f"wildcards:folder={words_folder}",
+    )
+    server = start_server(*options, models=(control_artifact, net_artifact, diffusion_artifact))
+    server.draws = control_artifact.name
+    return server
+
+
+def exported(source: Path, target: Path, **options: Any) -> Path:
+    """An artifact of a model, made once a session."""
+    pytest.importorskip("torch", reason="needs the extra export")
+    from vitrify.export.job import export_model
+
+    target.parent.mkdir(exist_ok=True)
+    with FileLock(f"{target}.lock"):
+        if not target.exists():
+            export_model(source, target, verify=False, **options)
+    return target
+
+
+def save_net(model: Path, folder: Path) -> None:
+    """A ControlNet for the model's UNet, with numbers where diffusers begins with zeros."""
+    torch = pytest.importorskip("torch", reason="needs the extra export")
+    diffusers = pytest.importorskip("diffusers", reason="needs the extra export")
+    unet = diffusers.UNet2DConditionModel.from_pretrained(model / "unet", torch_dtype=torch.float32)
+    torch.manual_seed(3)
+    net = diffusers.ControlNetModel.from_unet(unet, conditioning_embedding_out_channels=(16, 32, 64))
+    with torch.no_grad():
+        for parameter in net.parameters():
+            if not parameter.any():
+                parameter.normal_(std=0.05)
+    net.save_pretrained(folder)
+
+
+def save_lora(model: Path, file: Path, seed: int) -> None:
+    """A LoRA of rank 2 over the UNet's attention, as kohya-ss writes it."""
+    rng, tensors = np.random.default_rng(seed), {}
+    for name, weight in load_file(model / "unet" / "diffusion_pytorch_model.safetensors").items():
+        if ".attn" in name and name.endswith("to_q.weight"):
+            layer = f"lora_unet_{name.removesuffix('.weight').replace('.', '_')}"
+            rows, columns = weight.shape
+            tensors[f"{layer}.lora_down.weight"] = rng.standard_normal((2, columns)).astype(np.float32)
+            tensors[f"{layer}.lora_up.weight"] = (rng.standard_normal((rows, 2)) * 0.2).astype(np.float32)
+            tensors[f"{layer}.alpha"] = np.array(2, np.float32)
+    save_file(tensors, file)
 
 
 @pytest.fixture(scope="session")

@@ -108,3 +108,26 @@ def _batches(http: Any) -> float:
     """How many calls labelled something."""
     lines = http.get("/metrics").text.splitlines()
     return sum(float(line.rpartition(" ")[2]) for line in lines if line.startswith("vitrify_batch_pictures_count"))
+
+
+def test_a_note_that_repeats_another_s_prompt_is_not_told() -> None:
+    from vitrify.pipelines.families.t5 import t5_notes
+    from vitrify.serve.drawing import own_notes
+
+    class Short:
+        """A tokenizer that reads two words."""
+
+        max_length, pad = 3, 0
+
+        def encode(self, text: str) -> Any:
+            words = [*range(1, len(text.split()) + 1)]
+            chunks = [[*words[at : at + 2], 9] for at in range(0, len(words), 2)]
+            ids = np.array([chunk + [0] * (3 - len(chunk)) for chunk in chunks])
+            return type("Tokens", (), {"ids": ids})()
+
+    mine, other = "my secret castle", 'her "secret" garden with a very long name of more than forty characters'
+    notes = [*t5_notes(Short(), [mine, other]), "a hook was here"]  # type: ignore[arg-type]
+    assert len(notes) == 3
+    assert own_notes(notes, {other}) == [notes[0], "a hook was here"]
+    assert own_notes(notes, {mine}) == notes[1:]
+    assert own_notes(notes, ()) == notes

@@ -94,6 +94,28 @@ def test_numbers_beyond_all_bounds(server, http):
     assert answer.status_code == 422, "its second seed would be 2^64"
 
 
+PICTURES = {
+    "image": [1, True, [], {}, "", "a", "data:,", "http://127.0.0.1/a.png", "file:///etc/passwd", "A" * 1_000_000],
+    "mask": [1, [], "", "AAAA"], "strength": ["a", 0, -1, 1.5, 10**400, [], True],
+    "control": [1, {}, "a", [1], [{}], [[]], [{"net": "a"}], [{"net": "a", "picture": "A", "unknown": 1}],
+                [{"net": "../a", "picture": "AAAA"}], [{"net": "a" * 5000, "picture": "A"}], [{}] * 9],
+    "loras": [1, "a", [1], {"a": "b"}, {"a": []}, {"a": [1]}, {"a": [1, 2, 3]}, {"a": None}, {"a": {}}, {"a": True},
+              {"../../etc/passwd": 1}, {"/etc/passwd": 1}, {"a" * 100_000: 1}, {"\0": 1}, {"a": 10**400}],
+    "hooks": [1, "wildcards", {}, [1], [None], ["wildcards:folder=/"], ["../a"], ["a" * 100_000], ["a"] * 101],
+    "prompt": ["<lora:../../etc/passwd:1>", "<lora:/etc/passwd:1>", "<lora::>", "<lora:" * 2000 + ">", "<lora:a:b>",
+               "<lora:a" + " " * 19_000 + ":x>"],
+}  # fmt: skip
+
+
+@pytest.mark.parametrize("field", PICTURES)
+def test_pictures_and_names_that_make_no_sense(server, http, field):
+    before = forget_peak(server)
+    for value in PICTURES[field]:
+        said = refused(server, http, "native", json.dumps(body_of(server, "native", **{field: value})))
+        assert "etc" not in said or "no LoRA" in said or "not fetched" in said, said
+    assert memory(server) - before < LITTLE
+
+
 def test_a1111_names_what_it_does_not_know(server, http):
     body = body_of(server, "a1111", unknown=1, __proto__=[1], refiner=[[[1]]])
     answer = http.post("/sdapi/v1/txt2img", json=body)

@@ -238,11 +238,6 @@ def test_a_refusal_names_the_client_s_own_field(http, server):
     assert "64" in refused(http.post(f"/models/{server.draws}", json=body))
 
 
-def test_pictures_are_not_changed_yet(http, server, png):
-    body = {"inputs": b64(png), "parameters": {"prompt": "a fox"}}
-    assert "does not change pictures yet" in refused(http.post(f"/models/{server.draws}", json=body))
-
-
 @pytest.mark.parametrize(
     ("kind", "body"),
     [

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import sqlite3
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
@@ -13,7 +14,7 @@ from vitrify.core.errors import DiskError, UsageError
 from vitrify.serve.errors import Conflict, ExpiredJob, UnknownJob
 from vitrify.serve.jobs import Job, Picture, Problem, Result, State
 from vitrify.serve.journal import VERSION, Journal
-from vitrify.serve.requests import ClassifyRequest, GenerateRequest
+from vitrify.serve.requests import ClassifyRequest, ControlRequest, GenerateRequest
 
 DAY = 86400.0
 
@@ -92,6 +93,19 @@ def test_after_a_crash_what_ran_is_interrupted(opened: Any) -> None:
     ended = journal.load(running.id, "ann")
     assert (ended.state, ended.finished) == (State.INTERRUPTED, 77.0)
     assert ended.problem == Problem("interrupted", "The server ended while this job ran.", "Ask for it again.")
+
+
+def test_the_pictures_of_what_ran_count_no_more(opened: Any, tmp_path: Path) -> None:
+    journal, running, waiting = opened(), labelling(b"one"), labelling(b"three")
+    journal.add(running)
+    journal.add(waiting)
+    assert journal.bytes == 8
+    running.state = State.RUNNING
+    journal.save(running)
+    journal = opened()
+    assert same(journal.recover(), [waiting])
+    assert journal.bytes == opened().bytes == 5
+    assert [place.name for place in (tmp_path / "state" / "jobs").iterdir()] == [waiting.id]
 
 
 def test_a_job_whose_pictures_are_gone_fails_alone(opened: Any, tmp_path: Path) -> None:
@@ -189,3 +203,32 @@ def test_a_full_disk_leaves_nothing_of_a_new_job(small_disk: Any) -> None:
     assert journal.load(kept.id, "ann").state is State.QUEUED
     assert not list((disk / "state" / "jobs" / kept.id).iterdir())
     journal.close()
+
+
+def test_pictures_to_start_from_are_kept_until_the_job_ends(opened: Any, tmp_path: Path) -> None:
+    unit = ControlRequest("net", b"three", "canny")
+    request = GenerateRequest("m", "a fox", 64, 64, image=b"one", mask=b"two", control=(unit,), loras={"a": (1.0, 0.5)})
+    journal, job = opened(), Job(request, "ann", durable=True)
+    journal.add(job, "k")
+    assert journal.bytes == 11
+    assert journal.known(Job(request, "ann", durable=True), "k") == job.id
+    for changed in ({"mask": b"2wo"}, {"mask": None}, {"control": (replace(unit, picture=b"3hree"),)}):
+        with pytest.raises(Conflict):
+            journal.known(Job(replace(request, **changed), "ann", durable=True), "k")
+    assert same(opened().recover(), [job])
+    listed = opened().listed("ann")[0]
+    assert listed.request == request.without_data()
+    assert listed.request.to_json() == request.to_json()
+    journal = opened()
+    done(journal, job)
+    assert [file.name for file in (tmp_path / "state" / "jobs" / job.id).iterdir()] == ["output-0"]
+    assert journal.load(job.id, "ann").request == request.without_data()
+
+
+def test_a_picture_to_start_from_that_is_gone_fails_its_job(opened: Any, tmp_path: Path) -> None:
+    job = Job(GenerateRequest("m", "a fox", 64, 64, image=b"one"), "ann", durable=True)
+    opened().add(job)
+    (tmp_path / "state" / "jobs" / job.id / "input-0").unlink()
+    journal = opened()
+    assert journal.recover() == []
+    assert journal.load(job.id, "ann").problem.code == "disk"

@@ -199,14 +199,11 @@ def test_models_that_do_not_draw(http, server):
     refused(http.post(PATH, content=json.dumps(asked(server, model="\ud800"))), 404, 422)
 
 
-@pytest.mark.parametrize("what", ["edits", "variations"])
-def test_pictures_are_not_changed_yet(http, server, png, what):
-    answer = http.post(
-        f"/v1/images/{what}", data={"prompt": "a fox", "model": server.draws}, files={"image": ("a.png", png)}
-    )
+def test_variations_are_refused(http, server, png):
+    answer = http.post("/v1/images/variations", data={"model": server.draws}, files={"image": ("a.png", png)})
     error = refused(answer)
     assert error["code"] == "unsupported"
-    assert "cannot change pictures yet" in error["message"]
+    assert "/v1/images/edits" in error["message"]
 
 
 def test_the_models_as_the_client_lists_them(http, server):

@@ -13,6 +13,7 @@ pytest.importorskip("fastapi", reason="needs the extra serve")
 from vitrify.core.errors import BadInput, UsageError
 from vitrify.serve.errors import Unauthorized
 from vitrify.serve.keys import Keys, add_key
+from vitrify.serve.run import models_for, worker_settings
 from vitrify.serve.settings import Settings
 
 
@@ -82,3 +83,26 @@ def test_a_file_that_holds_no_keys(tmp_path: Path, text: str) -> None:
         Keys(file)
     with pytest.raises(BadInput, match="holds no keys"):
         Keys(tmp_path / "none.json")
+
+
+def test_loras_embeddings_and_hooks_are_checked_at_the_start(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, diffusion_artifact: Path
+) -> None:
+    file = tmp_path / "x.safetensors"
+    file.write_bytes(b"no tensors")
+    for given, error, said in (
+        ({"lora_folder": tmp_path / "none"}, BadInput, "is no folder"),
+        ({"embedding": [file]}, BadInput, "x.safetensors"),
+        ({"hook": ["none"]}, UsageError, "no hook 'none'"),
+        ({"hook": ["wildcards"]}, UsageError, "needs its folder"),
+        ({"hook": [f"wildcards:folder={tmp_path},seed=1"]}, UsageError, "no option"),
+    ):
+        with pytest.raises(error, match=said):
+            models_for([diffusion_artifact], Settings.read(**given))
+    monkeypatch.chdir(tmp_path)
+    monkeypatch.setenv("VITRIFY_SERVE_HOOK", '["wildcards:folder=."]')
+    settings = Settings.read(lora_folder=Path("."), embedding=[])
+    (info,) = models_for([diffusion_artifact], settings).values()
+    assert (info.hooks, info.lora_folder, info.loras) == (("wildcards",), tmp_path.resolve(), ("x",))
+    worker = worker_settings(settings, {}, "cpu")
+    assert (worker.hooks, worker.lora_folder) == (("wildcards:folder=.",), tmp_path.resolve())
