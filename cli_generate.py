@@ -2,15 +2,15 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
 from pathlib import Path
-from typing import TYPE_CHECKING, Annotated, Any, TypeVar, cast
+from typing import TYPE_CHECKING, Annotated, Any, cast
 
 import typer
 
 from . import screen
 from .arguments import (
     Arena,
+    ConfigFolder,
     DeviceOption,
     Hint,
     HintOption,
@@ -18,6 +18,7 @@ from .arguments import (
     Model,
     Offline,
     PrecisionOption,
+    PredictionType,
     Prepack,
     Revision,
     RuntimeCache,
@@ -29,19 +30,28 @@ from .arguments import (
     Variant,
     runtime_options,
 )
+from .cli_pictures import (
+    ControlEnds,
+    ControlFrom,
+    ControlNets,
+    ControlPictures,
+    ControlStarts,
+    ControlStrengths,
+    Embeddings,
+    Hooks,
+    ImageOption,
+    LoraFolder,
+    LoraOption,
+    MaskOption,
+    StrengthOption,
+    controls_given,
+    net_artifact,
+)
 from .cli_run import artifact_of, need
-from .core.errors import UsageError
 
 if TYPE_CHECKING:
-    from PIL import Image
-
     from .pipelines.control import ControlNet, ControlUnit
     from .pipelines.diffusion import DiffusionPipeline
-
-T = TypeVar("T")
-_PICTURES = "Pictures that it starts from"
-_CONTROL = "ControlNets; each option once for each of them"
-_WORDS = "LoRAs and embeddings"
 
 
 def generate(
@@ -60,59 +70,25 @@ def generate(
     ] = None,
     seed: Annotated[int | None, typer.Option(help="Default: a random one, which is printed.")] = None,
     scheduler: Annotated[str | None, typer.Option(help="ddim, euler, euler_a, dpmpp_2m, ...")] = None,
-    image: Annotated[Path | None, typer.Option(help="Picture to start from.", rich_help_panel=_PICTURES)] = None,
-    mask: Annotated[
-        Path | None,
-        typer.Option(help="Of the picture's size; white where something new is drawn.", rich_help_panel=_PICTURES),
-    ] = None,
-    strength: Annotated[
-        float | None,
-        typer.Option(help="How much changes, up to 1; default 0.8, with a mask 1.", rich_help_panel=_PICTURES),
-    ] = None,
-    control: Annotated[
-        list[Path] | None,
-        typer.Option(help="Picture that a ControlNet follows; one for each --controlnet.", rich_help_panel=_CONTROL),
-    ] = None,
-    controlnet: Annotated[
-        list[str] | None, typer.Option(help="A ControlNet's artifact or folder.", rich_help_panel=_CONTROL)
-    ] = None,
-    control_from: Annotated[
-        list[str] | None,
-        typer.Option(
-            help="Make the control picture of a photo: canny, lineart, or depth=FILE.onnx, pose=FILE.onnx.",
-            rich_help_panel=_CONTROL,
-        ),
-    ] = None,
-    control_strength: Annotated[
-        list[float] | None, typer.Option(help="1 is as it was trained.", rich_help_panel=_CONTROL)
-    ] = None,
-    control_start: Annotated[
-        list[float] | None, typer.Option(help="From which part of the steps, 0 to 1.", rich_help_panel=_CONTROL)
-    ] = None,
-    control_end: Annotated[
-        list[float] | None, typer.Option(help="To which part of the steps, 0 to 1.", rich_help_panel=_CONTROL)
-    ] = None,
-    lora: Annotated[
-        list[str] | None,
-        typer.Option(
-            help="NAME or FILE, and strengths as NAME:0.8 or NAME:0.5:0.8; several times.", rich_help_panel=_WORDS
-        ),
-    ] = None,
-    lora_folder: Annotated[
-        Path | None, typer.Option(help="Where <lora:NAME:0.8> in a prompt is looked for.", rich_help_panel=_WORDS)
-    ] = None,
-    embedding: Annotated[
-        list[Path] | None, typer.Option(help="A textual inversion's file; several times.", rich_help_panel=_WORDS)
-    ] = None,
+    image: ImageOption = None,
+    mask: MaskOption = None,
+    strength: StrengthOption = None,
+    control: ControlPictures = None,
+    controlnet: ControlNets = None,
+    control_from: ControlFrom = None,
+    control_strength: ControlStrengths = None,
+    control_start: ControlStarts = None,
+    control_end: ControlEnds = None,
+    lora: LoraOption = None,
+    lora_folder: LoraFolder = None,
+    embedding: Embeddings = None,
     memory: Annotated[
         str | None, typer.Option(help="A bound as 6GB: components in turn, the VAE in tiles. What was done is told.")
     ] = None,
     vae_tile: Annotated[
         int | None, typer.Option(help="Side in pixels of the tiles that the VAE works in.", min=64)
     ] = None,
-    hook: Annotated[
-        list[str] | None, typer.Option(help="A plugin, as wildcards:folder=DIR; may be given several times.")
-    ] = None,
+    hook: Hooks = None,
     batch: Annotated[int, typer.Option(help="Pictures; the seed grows by 1 for each.", min=1)] = 1,
     rng: Annotated[str, typer.Option(help="cpu: torch's CPU numbers; philox: CUDA's.")] = "cpu",
     device: DeviceOption = None,
@@ -128,6 +104,8 @@ def generate(
     revision: Revision = None,
     variant: Variant = None,
     token: Token = None,
+    config: ConfigFolder = None,
+    prediction_type: PredictionType = None,
     offline: Offline = False,
     json: Json = False,
 ) -> None:
@@ -136,6 +114,7 @@ def generate(
     from .core.progress import Event
     from .pipelines.adapters import parse_lora
     from .pipelines.budget import parse_bytes
+    from .pipelines.control import ControlUnit
     from .pipelines.hooks import hooks_of
     from .pipelines.images import check_png_path, open_image, picture_paths, save_png
     from .pipelines.load import load
@@ -150,27 +129,31 @@ def generate(
     hooks = hooks_of(hook or [])
     bound = parse_bytes(memory) if memory is not None else None
     loras = dict(parse_lora(one) for one in lora or [])
-    pictures = _control_pictures(control or [], control_from or [])
+    controls = controls_given(control, controlnet, control_from, control_strength, control_start, control_end)
     options = runtime_options(threads, prepack, arena, runtime_cache, hint, streams, precision, static)
     with screen.progress() as report:
-        artifact = artifact_of(model, revision, variant, token, offline, report)
-        need(artifact, ("text2img", "inpaint"), "generate")
+        artifact = artifact_of(
+            model, revision, variant, token, offline, report, config, prediction_type, control=bool(controls)
+        )
+        need(artifact, ("text2img", "img2img", "inpaint"), "generate")
         opened = load(
             artifact, device, options=options, runtime=runtime, memory=bound, say=lambda s: screen.say(f"device: {s}")
         )
         pipeline = cast("DiffusionPipeline", opened)
-        nets: list[ControlNet] = []
+        units: list[ControlUnit] = []
         try:
             pipeline.vae.tile = vae_tile
             pipeline.adapters.folder = lora_folder
             for file in embedding or []:
                 pipeline.adapters.add_embedding(file)
-            for name in controlnet or []:
-                net = load(
-                    artifact_of(name, None, None, token, offline, report), device, options=options, runtime=runtime
-                )
-                nets.append(_as_controlnet(opened, name))
-            units = _units(pictures, nets, control_strength or [], control_start or [], control_end or [])
+            for one in controls:
+                made = net_artifact(one.net, lambda name: artifact_of(name, None, None, token, offline, report))
+                net = cast("ControlNet", load(made, device, options=options, runtime=runtime))
+                try:
+                    units.append(ControlUnit(one.picture, net, one.strength, one.start, one.end))
+                except BaseException:
+                    net.close()
+                    raise
             result = pipeline.generate(
                 prompt,
                 negative_prompt=negative_prompt,
@@ -192,8 +175,8 @@ def generate(
             )
         finally:
             pipeline.close()
-            for net in nets:
-                net.close()
+            for unit in units:
+                unit.net.close()
     made_by = {
         "model": artifact.name,
         "artifact": artifact.id,
@@ -216,55 +199,6 @@ def generate(
     for path, parameters in zip(paths, result.parameters, strict=True):
         ran = screen.placements(result.placement)
         print(f"{path}  seed {parameters['seed']}, {result.timings['total']:.2f} s, {ran}")
-
-
-def _control_pictures(paths: Sequence[Path], made: Sequence[str]) -> list[Image.Image]:
-    """The control pictures, each made from a photo where `made` says how."""
-    from .pipelines.control_pictures import control_picture
-    from .pipelines.images import open_image
-
-    found = []
-    for path, way in zip(paths, _each(made or ["picture"], len(paths), "--control-from"), strict=True):
-        kind, _, estimator = way.partition("=")
-        found.append(control_picture(open_image(path), kind, estimator or None))
-    return found
-
-
-def _units(
-    pictures: Sequence[Image.Image],
-    nets: Sequence[ControlNet],
-    strengths: Sequence[float],
-    starts: Sequence[float],
-    ends: Sequence[float],
-) -> list[ControlUnit]:
-    from .pipelines.control import ControlUnit
-
-    if len(pictures) != len(nets):
-        raise UsageError(
-            f"There are {len(pictures)} control pictures for {len(nets)} ControlNets.",
-            "Give one --control for each --controlnet.",
-        )
-    given = (
-        _each(strengths or [1.0], len(nets), "--control-strength"),
-        _each(starts or [0.0], len(nets), "--control-start"),
-        _each(ends or [1.0], len(nets), "--control-end"),
-    )
-    return [ControlUnit(p, net, *rest) for p, net, *rest in zip(pictures, nets, *given, strict=True)]
-
-
-def _each(given: Sequence[T], count: int, option: str) -> list[T]:
-    """One for each ControlNet, where one alone is for all of them."""
-    if len(given) not in (1, count) and count:
-        raise UsageError(f"{option} is given {len(given)} times for {count} ControlNets.", "Give it once, or for each.")
-    return list(given) * count if len(given) == 1 else list(given)
-
-
-def _as_controlnet(opened: object, name: str) -> ControlNet:
-    from .pipelines.control import ControlNet
-
-    if not isinstance(opened, ControlNet):
-        raise UsageError(f"{name} is no ControlNet.", "Give the folder of one, or what `vitrify export` made of it.")
-    return opened
 
 
 def _fitted(memory: dict[str, Any]) -> str:

@@ -27,7 +27,6 @@ from .arguments import (
     Threads,
     Token,
     Variant,
-    refuse_source_options,
     runtime_options,
 )
 from .core.errors import UsageError
@@ -35,6 +34,7 @@ from .core.errors import UsageError
 if TYPE_CHECKING:
     from .core.artifact import Artifact
     from .core.progress import Report
+    from .export.changed import Changes
     from .pipelines.classification import ClassificationPipeline
 
 
@@ -125,15 +125,37 @@ def classify(
 
 
 def artifact_of(
-    model: str, revision: str | None, variant: str | None, token: str | None, offline: bool, report: Report
+    model: str,
+    revision: str | None,
+    variant: str | None,
+    token: str | None,
+    offline: bool,
+    report: Report,
+    config: str | None = None,
+    prediction_type: str | None = None,
+    control: bool = False,
+    changes: Changes | None = None,
 ) -> Artifact:
-    """The artifact that a command's first argument names, exported first where it is a model."""
+    """The artifact that a command's first argument names, exported first where it is a model.
+
+    control: its UNet shall take a ControlNet's residuals. changes: what else its export changes.
+    The rest is as the options of these names have it.
+    """
+    from .export.changed import NO_CHANGES
     from .export.resolve import artifact_for
 
-    refuse_source_options(Path(model), revision, variant)
-    # without --offline the environment decides
-    named = True if offline else None
-    artifact = artifact_for(model, revision=revision, variant=variant, token=token, offline=named, report=report)
+    artifact = artifact_for(
+        model,
+        revision=revision,
+        variant=variant,
+        token=token,
+        offline=True if offline else None,  # without --offline the environment decides
+        config=config,
+        prediction_type=prediction_type,
+        control=control,
+        changes=changes or NO_CHANGES,
+        report=report,
+    )
     failed = screen.failure_of(artifact)
     if failed is not None:
         screen.say(f"warning: this artifact failed its proof: {failed}")
@@ -154,7 +176,10 @@ def use(artifact: Artifact) -> str:
     """How an artifact is run, as a command line."""
     if "classify" in _tasks(artifact):
         return "classify ARTIFACT picture.png"
-    return 'generate ARTIFACT "a prompt" -o out.png'
+    if "text2img" in _tasks(artifact):
+        return 'generate ARTIFACT "a prompt" -o out.png'
+    mask = "" if "img2img" in _tasks(artifact) else " --mask mask.png"
+    return f'generate ARTIFACT "a prompt" --image picture.png{mask} -o out.png'
 
 
 def _tasks(artifact: Artifact) -> list[Any]:

@@ -10,6 +10,7 @@ import typer
 from . import screen
 from .arguments import (
     Arena,
+    ConfigFolder,
     DeviceOption,
     Hint,
     HintOption,
@@ -17,6 +18,7 @@ from .arguments import (
     Model,
     Offline,
     PrecisionOption,
+    PredictionType,
     Prepack,
     Revision,
     RuntimeCache,
@@ -27,6 +29,23 @@ from .arguments import (
     Token,
     Variant,
     runtime_options,
+)
+from .cli_pictures import (
+    ControlEnds,
+    ControlFrom,
+    ControlNets,
+    ControlPictures,
+    ControlStarts,
+    ControlStrengths,
+    Embeddings,
+    Hooks,
+    ImageOption,
+    LoraFolder,
+    LoraOption,
+    MaskOption,
+    StrengthOption,
+    controls_given,
+    net_artifact,
 )
 from .cli_run import artifact_of
 from .core.errors import UsageError
@@ -55,14 +74,27 @@ def sweep(
     negative_prompt: Annotated[str, typer.Option("--negative-prompt", "-n", help="What not to draw.")] = "",
     width: Annotated[int | None, typer.Option(help=f"Pixels; {_OWN}")] = None,
     height: Annotated[int | None, typer.Option(help=f"Pixels; {_OWN}")] = None,
-    steps: Annotated[int, typer.Option(help="Denoising steps.")] = 50,
+    steps: Annotated[int | None, typer.Option(help=f"Denoising steps; {_OWN}")] = None,
     guidance: Annotated[
-        float, typer.Option(help="Classifier-free guidance; at 1 or less off, at half the cost.")
-    ] = 7.5,
+        float | None, typer.Option(help=f"Classifier-free guidance; at 1 or less off, at half the cost; {_OWN}")
+    ] = None,
     seed: Annotated[
         int | None, typer.Option(help="Of every picture; default: the folder's earlier one, else a random one.")
     ] = None,
     scheduler: Annotated[str | None, typer.Option(help="ddim, euler, euler_a, dpmpp_2m, ...")] = None,
+    image: ImageOption = None,
+    mask: MaskOption = None,
+    strength: StrengthOption = None,
+    control: ControlPictures = None,
+    controlnet: ControlNets = None,
+    control_from: ControlFrom = None,
+    control_strength: ControlStrengths = None,
+    control_start: ControlStarts = None,
+    control_end: ControlEnds = None,
+    lora: LoraOption = None,
+    lora_folder: LoraFolder = None,
+    embedding: Embeddings = None,
+    hook: Hooks = None,
     rng: Annotated[str, typer.Option(help="cpu: torch's CPU numbers; philox: CUDA's.")] = "cpu",
     calibration: Annotated[
         Path | None, typer.Option(help="A file of prompts, one a line, for recipes that need some.")
@@ -87,11 +119,14 @@ def sweep(
     revision: Revision = None,
     variant: Variant = None,
     token: Token = None,
+    config: ConfigFolder = None,
+    prediction_type: PredictionType = None,
     offline: Offline = False,
     json: Json = False,
 ) -> None:
     """Draw pictures over up to three axes, with a labelled grid and a table. Exits with 0 where one could be drawn."""
     from .bench.sweep.axes import check_option, parse_axes, sets
+    from .bench.sweep.given import Control, Given
     from .bench.sweep.job import SweepJob
     from .bench.sweep.plan import Settings
     from .bench.sweep.results import TABLE
@@ -109,17 +144,44 @@ def sweep(
         raise UsageError("There is no prompt.", 'Give it after the model, or as an axis: --x prompt="a dog","a cat".')
     if calibration is not None and not any(recipe(r).calibrated for a in axes if a.name == "recipe" for r in a.values):
         raise UsageError("No recipe that is swept needs calibration.", "Leave --calibration out.")
-    for name in ("steps", "guidance", "seed", "width", "height", "scheduler", "rng", "runtime"):
+    for name in ("steps", "guidance", "seed", "width", "height", "scheduler", "rng", "runtime", "strength"):
         check_option(name, context.params[name])
     base = Settings(
-        prompt or "", negative_prompt, width, height, steps, guidance, seed, scheduler, rng, threads, runtime
+        prompt or "",
+        negative_prompt,
+        width,
+        height,
+        steps,
+        guidance,
+        seed,
+        scheduler,
+        rng,
+        threads,
+        runtime,
+        image=None if image is None else str(image),
+        mask=None if mask is None else str(mask),
+        strength=strength,
+        lora=tuple(lora or ()),
     )
+    controls = controls_given(control, controlnet, control_from, control_strength, control_start, control_end)
     options = runtime_options(
         0, prepack, arena, runtime_cache, hint, streams, precision, static
     )  # threads may be swept
     with screen.progress() as report:
-        artifact = artifact_of(model, revision, variant, token, offline, report)
-        made = SweepJob(artifact, output, axes, base, options, device, calibration, warm_up, report).run()
+        artifact = artifact_of(
+            model, revision, variant, token, offline, report, config, prediction_type, control=bool(controls)
+        )
+        nets = [
+            net_artifact(one.net, lambda name: artifact_of(name, None, None, token, offline, report))
+            for one in controls
+        ]
+        given = Given(
+            [Control(net, o.picture, o.strength, o.start, o.end) for net, o in zip(nets, controls, strict=True)],
+            lora_folder,
+            embedding or (),
+            hook or (),
+        )
+        made = SweepJob(artifact, output, axes, base, options, device, calibration, warm_up, given, report).run()
     if json:
         screen.print_json(made)
         return

@@ -149,7 +149,7 @@ def operations(say: Callable[[str], None]) -> Callable[[Spec, Path], float | Non
         key = (spec.model, spec.asked)
         if key not in known:
             try:
-                found = answer_of("vitrify.bench.flops", str(artifact), json.dumps(spec.to_json()))
+                found = answer_of("vitrify.bench.counting", str(artifact), json.dumps(spec.to_json()))
                 known[key] = float(found) / 1e9
             except BadInput as exc:
                 known[key] = None

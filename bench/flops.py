@@ -1,26 +1,20 @@
-"""Floating point operations of a graph at given sizes, and of a whole call of an artifact.
+"""Floating point operations of a graph at given sizes; `counting` has those of a whole call.
 
 A multiply-add is two operations, as in torch.utils.flop_counter and in the roofline model (Williams, Waterman and
 Patterson, 2009). Matrix products, convolutions and attention are counted; elementwise operators, biases, norms,
 softmax, pooling and resizing are not: they are bound by memory, and a percent of the models here. A quantized product
 counts as the same work in float, so that figures of all recipes compare.
-
-Run as `python -m vitrify.bench.flops ARTIFACT SPEC`, with a `Spec` as JSON, it prints the number of one call.
 """
 
 from __future__ import annotations
 
-import json
 import math
-import sys
-from collections.abc import Callable, Iterator, Mapping, Sequence
-from pathlib import Path
+from collections.abc import Callable, Mapping, Sequence
 from typing import TYPE_CHECKING, Any
 
-from ..core.artifact import Artifact, Component
-from ..core.errors import BadArtifact, BadInput, MissingDependency, VitrifyError
+from ..core.artifact import Component
+from ..core.errors import BadArtifact, BadInput, MissingDependency
 from .folding import fold
-from .spec import PICTURE, TEXT2IMG, Spec
 
 if TYPE_CHECKING:
     import onnx
@@ -37,7 +31,14 @@ _UNCOUNTED |= {"DFT", "STFT", "Det", "SequenceMap"}
 
 
 def graph_flops(component: Component, sizes: Mapping[str, int]) -> int:
-    """Operations of one run of an ONNX component. Only the graph is read, not its external weights.
+    """Operations of one run of an ONNX component; see `graph_work`."""
+    return graph_work(component, sizes)[0]
+
+
+def graph_work(component: Component, sizes: Mapping[str, int]) -> tuple[int, dict[str, tuple[int, ...]]]:
+    """Operations of one run of an ONNX component, and the shapes of its outputs, as far as they are known.
+
+    Only the graph is read, not its external weights.
 
     Args:
         sizes: of each symbol in the shapes of `component.inputs`, such as {"batch": 2, "height": 64, ...}.
@@ -50,78 +51,8 @@ def graph_flops(component: Component, sizes: Mapping[str, int]) -> int:
     """
     model = _at_sizes(_graph(component), component, sizes)
     shapes = _shapes(model, component)
-    return sum(_work(node, shapes) for node in model.graph.node)
-
-
-def call_flops(artifact: Artifact, spec: Spec) -> int:
-    """Operations of one call that `spec` describes, of an artifact in the format onnx.
-
-    A call of "text2img" is as `DiffusionPipeline.generate` makes it of one prompt that fits a chunk: the text
-    encoder for the prompt and, with guidance, the negative one; the UNet for each step that the scheduler takes, at
-    twice the batch with guidance; the VAE decoder for each picture.
-
-    Raises:
-        BadInput, BadArtifact, MissingDependency: as `graph_flops`; a component is missing.
-    """
-    if spec.task == TEXT2IMG:
-        return sum(_part(artifact, *part) for part in _drawing(artifact, spec))
-    _component(artifact, "model")
-    return _part(artifact, "model", 1, {"pixel_values": (spec.batch, *_pixels(artifact))})
-
-
-def _drawing(artifact: Artifact, spec: Spec) -> Iterator[tuple[str, int, dict[str, tuple[int, ...]]]]:
-    """(component, how often it is run, shapes of its inputs)."""
-    from ..pipelines.prompt import PromptTokenizer
-    from ..pipelines.schedulers import scheduler_from_config
-
-    settings = artifact.pipeline
-    guided = spec.guidance is None or spec.guidance > 1  # None: generate's own, 7.5
-    tokens = PromptTokenizer.from_folder(artifact.root / Path(settings["files"]["tokenizer"]).parent).max_length
-    yield "text_encoder", 1 + guided, {"input_ids": (1, tokens)}
-
-    channels, scale = int(settings["latents"]["channels"]), int(settings["latents"]["scale"])
-    height, width = settings["size"]
-    height, width = height if spec.height is None else spec.height, width if spec.width is None else spec.width
-    latents = (channels, height // scale, width // scale)
-    rows = spec.batch * (2 if guided else 1)
-    scheduler = scheduler_from_config(dict(settings["scheduler"]))
-    scheduler.set_timesteps(50 if spec.steps is None else spec.steps)  # PNDM takes one step more than asked
-    unet = _component(artifact, "unet")
-    text = unet.inputs["encoder_hidden_states"].shape[-1] if "encoder_hidden_states" in unet.inputs else 0
-    shapes = {"sample": (rows, *latents), "encoder_hidden_states": (rows, tokens, text if isinstance(text, int) else 0)}
-    shapes["timestep"] = (rows,) * len(unet.inputs["timestep"].shape) if "timestep" in unet.inputs else ()
-    yield "unet", len(scheduler.timesteps), shapes
-    yield "vae_decoder", spec.batch, {"latent_sample": (1, *latents)}
-
-
-def _pixels(artifact: Artifact) -> tuple[int, ...]:
-    from PIL import Image
-
-    from ..pipelines.preprocess import ImagePreprocessor
-
-    prepared = ImagePreprocessor.from_config(artifact.pipeline["preprocess"])([Image.new("RGB", PICTURE)])
-    return tuple(int(side) for side in prepared.shape[1:])
-
-
-def _component(artifact: Artifact, name: str) -> Component:
-    try:
-        return artifact.components[name]
-    except KeyError:
-        raise BadInput(f"{artifact.root} has no component {name}.", "Name an artifact of this task.") from None
-
-
-def _part(artifact: Artifact, name: str, times: int, shapes: Mapping[str, tuple[int, ...]]) -> int:
-    """Operations of `times` runs; the symbols are found by where they stand, for other tools name them otherwise."""
-    component = _component(artifact, name)
-    sizes: dict[str, int] = {}
-    for tensor, spec in component.inputs.items():
-        given = shapes.get(tensor)
-        if given is None or len(given) != len(spec.shape):
-            raise BadInput(f"{name} takes {tensor} {list(spec.shape)}, a call gives none such.", "Export it again.")
-        for dim, size in zip(spec.shape, given, strict=True):
-            if (sizes.setdefault(dim, size) if isinstance(dim, str) else dim) != size:
-                raise BadInput(f"{name} takes {tensor} {list(spec.shape)}, not {list(given)}.", "Give its sizes.")
-    return times * graph_flops(component, sizes)
+    flops = sum(_work(node, shapes) for node in model.graph.node)
+    return flops, {name: shapes[name] for name in component.outputs if name in shapes}
 
 
 def _graph(component: Component) -> onnx.ModelProto:
@@ -341,21 +272,3 @@ def _unknown(node: onnx.NodeProto, why: str) -> BadInput:
     return BadInput(
         f"The operations of node {name} ({_called(node)}) cannot be counted: {why}.", "Report the operator."
     )
-
-
-def main(arguments: Sequence[str]) -> int:
-    from ..pipelines.load import open_artifact
-
-    if len(arguments) != 2:
-        print("usage: python -m vitrify.bench.flops ARTIFACT SPEC", file=sys.stderr)
-        return 2
-    try:
-        print(call_flops(open_artifact(Path(arguments[0])), Spec.from_json(json.loads(arguments[1]))))
-    except VitrifyError as exc:
-        print(f"error: {exc.what}\n  fix: {exc.fix}", file=sys.stderr)
-        return exc.exit_code
-    return 0
-
-
-if __name__ == "__main__":
-    sys.exit(main(sys.argv[1:]))

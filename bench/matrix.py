@@ -14,7 +14,7 @@ from ..core.errors import UsageError, VitrifyError
 from ..core.registry import RUNTIMES, load_runtime, runtime_names
 from ..quant.recipes import Recipe, recipe
 from ..quant.support import TARGETS, check
-from .spec import CLASSIFY, TEXT2IMG, Spec
+from .spec import CLASSIFY, DRAWING, Spec
 
 STEPS, GUIDANCE = 20, 7.5
 ON_CPU = ("onnx", "openvino", "torch")
@@ -26,6 +26,7 @@ class Axes:
     """What is varied. Empty, runtimes are those installed, recipes fp32, and the size the model's own.
 
     sizes: width and height in pixels. options: tables of `runtimes.base.Options`, one a value.
+    steps, guidance: None: 20 and 7.5, or those of a model that is made for others, such as one of few steps.
     calibration: prompts or pictures for the recipes that need some.
     """
 
@@ -35,8 +36,8 @@ class Axes:
     batches: tuple[int, ...] = (1,)
     threads: tuple[int, ...] = (0,)
     options: tuple[Mapping[str, Any], ...] = ({},)
-    steps: int = STEPS
-    guidance: float = GUIDANCE
+    steps: int | None = None
+    guidance: float | None = None
     device: str = "cpu"
     calibration: Path | None = None
 
@@ -72,7 +73,11 @@ def check_axes(axes: Axes) -> None:
             raise UsageError(f"There is no runtime {name!r}.", f"Runtimes are {', '.join(runtime_names())}.")
     for name in axes.recipes:
         recipe(name)
-    if any(b < 1 for b in axes.batches) or any(t < 0 for t in axes.threads) or axes.steps < 1:
+    if (
+        any(b < 1 for b in axes.batches)
+        or any(t < 0 for t in axes.threads)
+        or (axes.steps is not None and axes.steps < 1)
+    ):
         raise UsageError("A batch or a number of steps is below 1, or threads below 0.", "Give larger numbers.")
     if any(side < 1 for size in axes.sizes for side in size):
         raise UsageError("A size is below 1.", "Give sizes such as 512x512.")
@@ -85,12 +90,16 @@ def expand(name: str, source: str, artifact: Artifact, axes: Axes) -> Matrix:
         name: of the model, as it is shown. source: as it was given. artifact: of it, exported or compiled.
 
     Raises:
-        UsageError: an option that no cell could have.
+        UsageError: an option that no cell could have, or a model that does nothing by itself.
     """
     check_axes(axes)
     made = Matrix()
     task = task_of(artifact)
-    drawing = task == TEXT2IMG
+    drawing = task in DRAWING
+    # few-step models say their own; all others are asked for the same
+    usual = artifact.pipeline.get("defaults") or {}
+    steps = int(usual.get("steps", STEPS)) if axes.steps is None else axes.steps
+    guidance = float(usual.get("guidance", GUIDANCE)) if axes.guidance is None else axes.guidance
     own = artifact.pipeline.get("size") or (0, 0)
     sizes: Sequence[Size | None] = (axes.sizes or ((int(own[1]), int(own[0])),)) if drawing else (None,)
     for size, batch in product(sizes, axes.batches):
@@ -105,8 +114,8 @@ def expand(name: str, source: str, artifact: Artifact, axes: Axes) -> Matrix:
                 batch=batch,
                 width=size[0] if size else None,
                 height=size[1] if size else None,
-                steps=axes.steps if drawing else None,
-                guidance=axes.guidance if drawing else None,
+                steps=steps if drawing else None,
+                guidance=guidance if drawing else None,
                 threads=threads,
                 options=options,
             )
@@ -150,8 +159,18 @@ def recipe_of(artifact: Artifact) -> str:
 
 
 def task_of(artifact: Artifact) -> str:
-    """What a bench asks of it."""
-    return TEXT2IMG if TEXT2IMG in artifact.pipeline["tasks"] else CLASSIFY
+    """What a bench asks of it: labels, else the first of `DRAWING` that it does.
+
+    Raises:
+        UsageError: neither, as of a ControlNet alone.
+    """
+    for task in (CLASSIFY, *DRAWING):
+        if task in artifact.pipeline["tasks"]:
+            return task
+    raise UsageError(
+        f"{artifact.name} neither labels pictures nor draws any: there is no call to measure.",
+        "Name a classifier or a diffusion pipeline.",
+    )
 
 
 def as_it_is(spec: Spec, artifact: Artifact) -> bool:

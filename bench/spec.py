@@ -9,6 +9,8 @@ from typing import Any
 from ..core.errors import BadInput
 
 TEXT2IMG, CLASSIFY = "text2img", "classify"
+DRAWING = (TEXT2IMG, "img2img", "inpaint")
+"""The tasks of a diffusion pipeline; a bench asks for the first of them that a model does."""
 PICTURE = (512, 384)  # pixels, of what a classifier is given
 
 
@@ -17,7 +19,7 @@ class Spec:
     """What is run.
 
     model: the name that is shown. source: the artifact, model folder or hub id as it was given.
-    task: "text2img" or "classify". recipe: its id. batch: pictures a call.
+    task: "classify", or one of `DRAWING`. recipe: its id. batch: pictures a call.
     width, height: pixels; steps, guidance: of a diffusion pipeline; None of a classifier, whose preprocessing decides.
     threads: 0 leaves the choice to the runtime. options: of `runtimes.base.Options`, those that are not its defaults.
     """
@@ -35,6 +37,11 @@ class Spec:
     guidance: float | None = None
     threads: int = 0
     options: Mapping[str, Any] = field(default_factory=dict)
+
+    @property
+    def draws(self) -> bool:
+        """Whether it is a diffusion pipeline's."""
+        return self.task in DRAWING
 
     @property
     def name(self) -> str:

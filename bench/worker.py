@@ -16,17 +16,15 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from ..runtimes.forwarding import ForwardingSession
+from .calls import Series, call_of
 from .measure import MARK, STARTED
-from .spec import PICTURE, TEXT2IMG, Spec
+from .spec import Spec
 
 if TYPE_CHECKING:
     from ..core.tensors import Array
     from ..runtimes.base import Session
 
 Values = dict[str, float]
-Series = dict[str, list[float]]
-PROMPT, NEGATIVE = "a red apple", "blurry"
-SEED = 0
 
 
 class TimedSession(ForwardingSession):
@@ -77,7 +75,7 @@ def run_cell(artifact: Path, spec: Spec, seconds: float, calls: int, started: fl
     pipeline: Any = load(opened, spec.device, options=options, runtime=spec.runtime)
     found["compile_s"] = time.perf_counter() - before
     try:
-        call, parts = (_drawing if spec.task == TEXT2IMG else _labelling)(pipeline, spec)
+        call, parts = call_of(pipeline, spec)
         before = time.perf_counter()
         answered = call()
         found["first_s"] = time.perf_counter() - before
@@ -150,45 +148,6 @@ def _refuse_nan(answered: Any, artifact: Path) -> None:
     answers = getattr(answered, "answers", ())
     if not all(math.isfinite(one["score"]) for answer in answers for one in answer):
         raise NotFinite(f"The model in {artifact} gives NaN scores.", "Export it again, or use a milder recipe.")
-
-
-def _drawing(pipeline: Any, spec: Spec) -> tuple[Callable[[], object], Series]:
-    parts: Series = {"encode_ms": [], "step_ms": [], "decode_ms": []}
-
-    def call() -> object:
-        result = pipeline.generate(
-            PROMPT,
-            negative_prompt=NEGATIVE,
-            width=spec.width,
-            height=spec.height,
-            steps=spec.steps,
-            guidance=spec.guidance,
-            seed=SEED,
-            batch=spec.batch,
-        )
-        parts["encode_ms"].append(result.timings["encode"] * 1e3)
-        parts["step_ms"] += [seconds * 1e3 for seconds in result.timings["steps"]]
-        parts["decode_ms"].append(result.timings["decode"] * 1e3)
-        return result
-
-    return call, parts
-
-
-def _labelling(pipeline: Any, spec: Spec) -> tuple[Callable[[], object], Series]:
-    import numpy as np
-    from PIL import Image
-
-    rng = np.random.default_rng(SEED)
-    coarse = rng.integers(0, 256, (spec.batch, 24, 32, 3), dtype=np.uint8)
-    pictures = [Image.fromarray(one).resize(PICTURE, Image.Resampling.BICUBIC) for one in coarse]
-    parts: Series = {"preprocess_ms": []}
-
-    def call() -> object:
-        result = pipeline.run(pictures, batch=spec.batch)
-        parts["preprocess_ms"].append(result.timings["preprocess"] * 1e3)
-        return result
-
-    return call, parts
 
 
 def main(arguments: Sequence[str]) -> int:

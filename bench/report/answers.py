@@ -5,7 +5,7 @@ from __future__ import annotations
 from collections.abc import Sequence
 
 from ..results import OBJECTIVES, Cell
-from ..spec import TEXT2IMG
+from ..spec import DRAWING
 from ..summary import Figure
 from .choice import Bar, Choice, choose, relative
 from .document import Strong
@@ -41,7 +41,7 @@ def quality_in_words(cell: Cell) -> str:
 
 def bar_in_words(bar: Bar, task: str) -> str:
     """What is asked of quality; empty where nothing is."""
-    if task == TEXT2IMG:
+    if task in DRAWING:
         return "" if bar.psnr_db is None else f"{bar.psnr_db:g} dB to the source's pictures"
     return "" if bar.agreement is None else f"the source's label for {share(bar.agreement)} of the pictures"
 

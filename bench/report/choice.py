@@ -7,7 +7,6 @@ from dataclasses import dataclass
 
 from ...core.errors import UsageError
 from ..results import OBJECTIVES, Cell, Results, baseline_of
-from ..spec import TEXT2IMG
 from ..summary import Figure, figure
 
 
@@ -23,12 +22,12 @@ class Bar:
 
     def is_met(self, cell: Cell) -> bool:
         """Whether a cell is good enough. One whose quality is not known is not, where something is asked of it."""
-        asked = self.psnr_db if cell.spec.task == TEXT2IMG else self.agreement
+        asked = self.psnr_db if cell.spec.draws else self.agreement
         if asked is None:
             return "failed_proof" not in cell.facts
         if cell.quality is None:
             return False
-        found = cell.quality.mean_psnr_db if cell.spec.task == TEXT2IMG else cell.quality.agreement
+        found = cell.quality.mean_psnr_db if cell.spec.draws else cell.quality.agreement
         return found is not None and found >= asked
 
 

@@ -11,26 +11,39 @@ from collections.abc import Callable
 from dataclasses import dataclass
 from decimal import Decimal, InvalidOperation
 from io import StringIO
+from pathlib import Path
 from typing import Any
 
-from ...core.errors import UsageError
+from ...core.errors import BadInput, UsageError
 from ...core.registry import runtime_names
+from ...pipelines.adapters import parse_lora
+from ...pipelines.control import MAX_STRENGTH
 from ...pipelines.generation import MAX_SEED
 from ...pipelines.random import GENERATORS
-from ...pipelines.schedulers import scheduler_names
+from ...pipelines.schedulers import NAMES_OF_CLASSES, scheduler_name
 from ...quant.recipes import RECIPES, recipe
 
 LETTERS = ("x", "y", "z")
 MOST = 5000
 """Values of one axis, and pictures of one sweep."""
 
+NO_LORA = "none"
+"""What an axis of LoRAs calls a picture without one."""
+
 SEARCH = "prompt_sr"
 _TEXTS = ("prompt", "negative_prompt", SEARCH)
 _WHOLE = {"steps": (1, None), "seed": (0, MAX_SEED), "width": (1, None), "height": (1, None), "threads": (0, None)}
+# name -> the lowest and the highest, which is one of them; None: any
+_FLOATS: dict[str, tuple[float | None, float | None]] = {
+    "guidance": (None, None), "strength": (0, 1), "control_strength": (0, MAX_STRENGTH), "lora_strength": (None, None),
+}  # fmt: skip
+_FILES = ("image", "lora")
 # what AUTOMATIC1111's web UI and diffusers call them
 _ALSO = {
     "cfg": "guidance", "cfg_scale": "guidance", "guidance_scale": "guidance", "sampler": "scheduler",
     "prompt_s_r": SEARCH, "negative": "negative_prompt", "quant": "recipe",
+    "denoising": "strength", "denoising_strength": "strength", "loras": "lora",
+    "controlnet_strength": "control_strength", "controlnet_conditioning_scale": "control_strength",
 }  # fmt: skip
 _NUMBER = r"[+-]?(?:\d+\.?\d*|\.\d+)"
 _RANGE = re.compile(
@@ -45,7 +58,8 @@ class Axis:
     """One axis of a grid.
 
     letter: "x" (columns), "y" (rows) or "z" (a grid a value). name: one of `axis_names()`.
-    values: at least one, each once; numbers, texts, or (width, height) of the axis "size".
+    values: at least one, each once; numbers, texts, or (width, height) of the axis "size". Of "lora" and "image" what
+    was typed, a name or a path.
     """
 
     letter: str
@@ -57,7 +71,7 @@ class Axis:
         """What the labels are values of, where they do not say so themselves."""
         if self.name == SEARCH:
             return f'"{self.values[0]}" becomes'
-        return "" if self.name in (*_WHOLE, "guidance", "rng", "size") else self.name.replace("_", " ")
+        return "" if self.name in (*_WHOLE, *_FLOATS, "rng", "size") else self.name.replace("_", " ")
 
     def label(self, index: int) -> str:
         """A value as a grid shows it: "steps 5", "64x64", "ddim"."""
@@ -66,7 +80,7 @@ class Axis:
 
 def axis_names() -> list[str]:
     """What may be swept."""
-    return [*_WHOLE, "guidance", "size", "scheduler", "rng", *_TEXTS, "runtime", "recipe"]
+    return [*_WHOLE, *_FLOATS, "size", "scheduler", "rng", *_TEXTS, *_FILES, "runtime", "recipe"]
 
 
 def label(name: str, value: Any) -> str:
@@ -75,8 +89,13 @@ def label(name: str, value: Any) -> str:
         return "x".join(map(str, value))
     if name in _TEXTS:
         return str(value) or "(nothing)"
-    if name == "guidance":
-        return f"guidance {value:g}"
+    if name in _FLOATS:
+        return f"{name.replace('_', ' ')} {value:g}"
+    if name == "image":
+        return Path(value).name
+    if name == "lora":
+        file, typed = parse_lora(value)[0], str(value)
+        return (Path(file).stem if file.endswith(".safetensors") else file) + typed[len(file) :]
     return f"{name} {value}" if name in _WHOLE or name == "rng" else str(value)
 
 
@@ -185,7 +204,8 @@ def _example(name: str) -> str:
         "guidance": "2.0..8.0:2", "seed": "1..4", "width": "256,512", "height": "256,512", "threads": "1,2",
         "size": "256x256,512x256", "scheduler": "ddim,euler", "rng": "cpu,philox", "runtime": "onnx,openvino",
         "prompt": '"a dog, asleep","a cat"', "negative_prompt": '"",blurry', SEARCH: "red,green,blue",
-        "recipe": "fp32,int8-weights",
+        "recipe": "fp32,int8-weights", "strength": "0.4,0.6,0.8", "control_strength": "0.5,1", "lora_strength": "0.5,1",
+        "lora": "none,style:0.8", "image": "a.png,b.png",
     }  # fmt: skip
     return f"{name}={examples.get(name, '5,10,20')}"
 
@@ -206,11 +226,21 @@ def _values(where: str, name: str, field: str, example: str) -> list[Any]:
         if any(n < low or (high is not None and n > high) for n in numbers):
             raise bad(f"less than {low}" if high is None else f"not from {low} to {high}")
         return numbers
-    if name == "guidance":
+    if name in _FLOATS:
         numbers = _numbers(where, field, whole=False) or _one(field, float)
         if numbers is None or not all(map(math.isfinite, numbers)):
             raise bad("not a number")
+        least, most = _FLOATS[name]
+        if any((least is not None and n < least) or (most is not None and n > most) for n in numbers):
+            raise bad(f"not from {least} to {most}")
         return numbers
+    if name == "image":
+        return [field]
+    if name == "lora":
+        _, strengths = parse_lora(field)
+        if not all(map(math.isfinite, strengths if isinstance(strengths, tuple) else ())):
+            raise bad("no LoRA with a strength")
+        return [NO_LORA if field.lower() == NO_LORA else field]
     if name == "size":
         sides = re.fullmatch(r"(\d{1,9})\s*[xX×]\s*(\d{1,9})", field)
         if sides is None or "0" in map(str, map(int, sides.groups())):
@@ -220,7 +250,9 @@ def _values(where: str, name: str, field: str, example: str) -> list[Any]:
         if field.partition(":")[0].lower() not in RECIPES and "=" in field:
             raise bad("no recipe; options that hold a comma go in double quotes with their recipe")
         return [_choice(where, name, field, list(RECIPES), lambda found: recipe(found).id)]
-    known = {"scheduler": scheduler_names(), "runtime": runtime_names(), "rng": list(GENERATORS)}[name]
+    if name == "scheduler":
+        return [_scheduler(where, field)]
+    known = {"runtime": runtime_names(), "rng": list(GENERATORS)}[name]
     return [_choice(where, name, field, known, str)]
 
 
@@ -232,6 +264,15 @@ def _choice(where: str, name: str, field: str, known: list[str], made: Callable[
     near = difflib.get_close_matches(word.lower(), known, n=1)
     fix = f"Did you mean {near[0]}? " if near else ""
     raise UsageError(f"{where}: there is no {name} {word!r}.", f"{fix}There are {', '.join(known)}.")
+
+
+def _scheduler(where: str, field: str) -> str:
+    """Our name; of diffusers' classes the class, for the model's options say which of ours it is."""
+    try:
+        ours = scheduler_name(field)
+    except BadInput as exc:
+        raise UsageError(f"{where}: t{exc.what[1:]}", exc.fix) from exc
+    return next((kind for kind in NAMES_OF_CLASSES if kind.lower() == field.lower()), ours)
 
 
 def _one(field: str, kind: Callable[[str], Any]) -> list[Any] | None:

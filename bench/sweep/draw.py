@@ -20,6 +20,7 @@ from ...core.errors import BadInput, Cancelled, DiskError, UsageError, VitrifyEr
 from ...core.machine import LIBRARIES, versions_of
 from ...core.progress import Event, Report
 from ...core.registry import RUNTIMES, runtime_for
+from ...pipelines.control import ControlNet, ControlUnit
 from ...pipelines.diffusion import DiffusionPipeline, GenerateResult
 from ...pipelines.images import read_parameters, save_png
 from ...pipelines.load import family_of, load
@@ -28,6 +29,7 @@ from ...proof.quality import psnr, ssim
 from ...runtimes.base import Options, Placement
 from .artifacts import Artifacts
 from .axes import LETTERS
+from .given import Given
 from .plan import Index, Opening, Settings
 from .results import PICTURES, Row
 
@@ -42,6 +44,7 @@ class Drawing:
     """The rows of a sweep, which `run` fills in.
 
     warm_up: before the first picture of a size, let the runtime prepare what it prepares then.
+    given: what they are drawn with beside their settings.
     known: (picture, reference) -> what an earlier run measured of these two files.
     """
 
@@ -51,6 +54,7 @@ class Drawing:
     options: Options
     device: str | None
     warm_up: bool
+    given: Given
     known: Mapping[tuple[str, str], Json]
     report: Report
     _done: int = 0
@@ -59,6 +63,7 @@ class Drawing:
 
     def __post_init__(self) -> None:
         self._at = {row.cell.index: row for row in self.rows}
+        self._early: dict[Index, list[tuple[Row, str]]] = {}
 
     def run(self) -> None:
         """Draw every row, one opening after the other.
@@ -81,24 +86,31 @@ class Drawing:
         """The rows of one opening; the artifact is opened where one of them is not there yet."""
         needed = [artifact.components[name] for name in family_of(artifact).components]
         runtimes = tuple(dict.fromkeys(runtime_for(c.format, opening.runtime) for c in needed))
-        pipeline: DiffusionPipeline | None = None
+        opened: _Opened | None = None
         shapes: set[tuple[Any, ...]] = set()
+        laid: Any = []
+        # another LoRA opens components again: pictures with the same one follow each other
+        groups = list(dict.fromkeys(row.settings.lora for row in rows))
         try:
-            for row in rows:
+            for row in sorted(rows, key=lambda row: groups.index(row.settings.lora)):
                 asked = self._asked(row.settings, artifact, runtimes)
                 name = f"{PICTURES}/{_name(row.settings, asked)}"
                 row.artifact, said = artifact.id, _found(self.folder / name, asked)
                 if said is not None:
                     self._take(row, name, said, "reused")
                     continue
-                if pipeline is None:
-                    pipeline = self._open(artifact, opening)
-                shape = (row.settings.width, row.settings.height, row.settings.guidance > 1)
-                if self.warm_up and shape not in shapes:
-                    shapes.add(shape)
-                    _warm_up(pipeline, row.settings)
+                if opened is None:
+                    opened = self._open(artifact, opening)
+                if asked.get("loras", []) != laid:
+                    laid = asked.get("loras", [])
+                    shapes.clear()
+                shape = _shape(row.settings)
                 try:
-                    result = pipeline.generate(**row.settings.drawing, on_step=self._stepped)
+                    request = self.given.request(row.settings) | {"control": opened.controls(self.given, row.settings)}
+                    if self.warm_up and shape not in shapes:
+                        shapes.add(shape)
+                        _warm_up(opened.pipeline, request)
+                    result = opened.pipeline.generate(**request, on_step=self._stepped)
                 except _ENDING:
                     raise
                 except VitrifyError as exc:
@@ -109,19 +121,32 @@ class Drawing:
                 save_png(result.images[0], self.folder / name, said)
                 self._take(row, name, said, "drawn")
         finally:
-            if pipeline is not None:
-                pipeline.close()
+            if opened is not None:
+                opened.close()
 
-    def _open(self, artifact: Artifact, opening: Opening) -> DiffusionPipeline:
+    def _open(self, artifact: Artifact, opening: Opening) -> _Opened:
         options = replace(self.options, threads=opening.threads)
-        opened = load(
-            artifact,
-            self.device,
-            options=options,
-            runtime=opening.runtime,
-            say=lambda line: self._note(f"device: {line}"),
-        )
-        return cast("DiffusionPipeline", opened)
+
+        def opened(one: Artifact) -> Any:
+            return load(
+                one,
+                self.device,
+                options=options,
+                runtime=opening.runtime,
+                say=lambda line: self._note(f"device: {line}"),
+            )
+
+        made = _Opened(opened(artifact), [])
+        try:
+            made.pipeline.adapters.folder = self.given.lora_folder
+            for file in self.given.embeddings:
+                made.pipeline.adapters.add_embedding(file)
+            for control in self.given.controls:
+                made.nets.append(opened(control.net))
+        except BaseException:
+            made.close()
+            raise
+        return made
 
     def _asked(self, settings: Settings, artifact: Artifact, runtimes: Sequence[str]) -> Json:
         """Everything that decides what is drawn, and how fast: a picture of the same is not drawn again."""
@@ -129,6 +154,7 @@ class Drawing:
         versions = {k: v for k, v in versions_of(LIBRARIES).items() if k.startswith(("vitrify", *libraries))}
         return {
             **settings.drawing,
+            **self.given.asked(settings),
             "artifact": artifact.id,
             "runtimes": list(runtimes),
             "device": self.device,
@@ -140,17 +166,27 @@ class Drawing:
         kept = said["sweep"]
         row.state, row.file, row.first = state, name, bool(kept["first"])
         row.seconds, row.placement = dict(kept["seconds"]), str(kept["placement"])
+        row.settings = replace(row.settings, width=said["width"], height=said["height"])
         for number, letter in enumerate(LETTERS):
-            # the picture at the axis's first value comes earlier in every order that cells are drawn in
             index = cast("Index", tuple(0 if n == number else i for n, i in enumerate(row.cell.index)))
-            other = self._at[index]
-            if index == row.cell.index or other.file is None:
+            if index == row.cell.index:
                 continue
-            known = self.known.get((name, other.file)) if state == other.state == "reused" else None
-            found = known or _compare(self.folder / other.file, self.folder / name)
-            if found is not None:
-                row.against[letter] = {"file": other.file, **found}
+            if self._at[index].file is None:  # failed, or of a LoRA whose turn comes later
+                self._early.setdefault(index, []).append((row, letter))
+            else:
+                self._hold(row, letter, self._at[index])
+        for other, letter in self._early.pop(row.cell.index, []):
+            self._hold(other, letter, row)
         self._count(1)
+
+    def _hold(self, row: Row, letter: str, first: Row) -> None:
+        """Compare a picture with that at the axis's first value."""
+        assert row.file is not None
+        assert first.file is not None
+        known = self.known.get((row.file, first.file)) if row.state == first.state == "reused" else None
+        found = known or _compare(self.folder / first.file, self.folder / row.file)
+        if found is not None:
+            row.against[letter] = {"file": first.file, **found}
 
     def _fail(self, rows: Sequence[Row], exc: VitrifyError) -> None:
         for row in rows:
@@ -171,11 +207,36 @@ class Drawing:
         self.report(Event(self._stage, step.number, step.total, "steps"))
 
 
-def _warm_up(pipeline: DiffusionPipeline, settings: Settings) -> None:
+@dataclass
+class _Opened:
+    """What is open for one opening: the pipeline, and the ControlNets in their order."""
+
+    pipeline: DiffusionPipeline
+    nets: list[ControlNet]
+
+    def controls(self, given: Given, settings: Settings) -> list[ControlUnit]:
+        """Raises UsageError: a strength, or a part of the steps, that makes no sense."""
+        rows = zip(given.controls, self.nets, given.control_strengths(settings), strict=True)
+        return [ControlUnit(one.picture, net, strength, one.start, one.end) for one, net, strength in rows]
+
+    def close(self) -> None:
+        self.pipeline.close()
+        for net in self.nets:
+            net.close()
+
+
+def _shape(settings: Settings) -> tuple[Any, ...]:
+    """What a runtime prepares for: the size, which may be a picture's own, and the rows."""
+    return settings.width, settings.height, settings.image, (settings.guidance or 0.0) > 1
+
+
+def _warm_up(pipeline: DiffusionPipeline, request: Json) -> None:
     """One step of a picture of this size, which nobody sees."""
-    drawing = settings.drawing | {"steps": 1, "scheduler": stand_in_name(pipeline.settings["scheduler"])}
+    asked = request | {"steps": 1, "scheduler": stand_in_name(pipeline.settings["scheduler"]), "hooks": ()}
+    if "image" in request:
+        asked["strength"] = 1.0  # less of one step is none
     with suppress(UsageError, BadInput):  # as what follows is told in its cell
-        pipeline.generate(**drawing)
+        pipeline.generate(**asked)
 
 
 def _name(settings: Settings, asked: Json) -> str:

@@ -15,9 +15,11 @@ from ...core.progress import Event, Report, silent
 from ...core.publish import disk_errors, locked
 from ...pipelines.random import random_seed
 from ...runtimes.base import Options
+from ..spec import DRAWING
 from .artifacts import Artifacts
 from .axes import Axis
 from .draw import Drawing
+from .given import Given
 from .plan import Settings, own, plan_builds, plan_cells
 from .results import ARTIFACTS, PICTURES, SAME, Row, Sweep, read_earlier, write_document
 
@@ -32,7 +34,8 @@ class SweepJob:
     target: the folder; an earlier sweep in it is gone on with. base: the parameters that no axis sets; its seed may be
     None: that of the earlier sweep in the folder, else a random one. options: how artifacts are opened, but for
     threads. calibration: a file of prompts, for recipes that need some. warm_up: before the first picture of a size;
-    None: where an axis is a runtime, a recipe or threads, whose seconds are compared.
+    None: where an axis is a runtime, a recipe or threads, whose seconds are compared. given: what the pictures
+    are drawn with beside their settings.
     """
 
     artifact: Artifact
@@ -43,6 +46,7 @@ class SweepJob:
     device: str | None = None
     calibration: Path | None = None
     warm_up: bool | None = None
+    given: Given = field(default_factory=Given)
     report: Report = silent
 
     def run(self) -> dict[str, Any]:
@@ -57,10 +61,11 @@ class SweepJob:
             DiskError, Busy: pictures that were written are kept.
             VitrifyError: not one picture could be drawn; the first one's error.
         """
-        if "text2img" not in self.artifact.pipeline.get("tasks", []):
+        if not set(DRAWING) & set(self.artifact.pipeline.get("tasks", [])):
             raise UsageError(f"{self.artifact.name} draws no pictures to sweep.", "Name a diffusion model.")
         if self.calibration is not None and not self.calibration.is_file():
             raise BadInput(f"{self.calibration} is no file of prompts.", "Give a text file with one prompt a line.")
+        self.given.check(self.axes, self.base)
         earlier = read_earlier(self.target)
         base = replace(self.base, seed=_seed(self.base, earlier))
         cells = plan_cells(self.axes, base)
@@ -86,8 +91,9 @@ class SweepJob:
         if warm_up is None:
             warm_up = any(axis.name in SAME for axis in self.axes)
         drawing = Drawing(
-            sweep.rows, artifacts, self.target, self.options, self.device, warm_up, _compared(earlier), self.report
-        )
+            sweep.rows, artifacts, self.target, self.options, self.device, warm_up, self.given, _compared(earlier),
+            self.report,
+        )  # fmt: skip
         try:
             drawing.run()
         except BaseException as exc:
@@ -116,6 +122,7 @@ class SweepJob:
             "device": self.device,
             "options": {k: v for k, v in asdict(self.options).items() if v != usual[k]},
             "calibration": str(self.calibration) if self.calibration is not None else None,
+            **self.given.facts(),
             "machine": describe_host(),
             "versions": versions_of(LIBRARIES),
         }

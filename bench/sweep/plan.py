@@ -14,7 +14,7 @@ from ...core.registry import RUNTIMES, runtime_for
 from ...quant.recipes import recipe
 from ...quant.support import TARGETS, check
 from ..matrix import recipes_of
-from .axes import LETTERS, SEARCH, Axis
+from .axes import LETTERS, NO_LORA, SEARCH, Axis
 
 Index = tuple[int, int, int]
 """Which value of x, y and z; 0 where there is no such axis."""
@@ -25,25 +25,37 @@ class Settings:
     """The parameters of one picture; those that are None are the artifact's own.
 
     seed: None until the sweep starts. recipe, runtime: None where neither an axis nor an option says.
+    image, mask: files. control_strength: of every ControlNet; None: each one's own. lora: as `parse_lora` takes them.
     """
 
     prompt: str
     negative_prompt: str = ""
     width: int | None = None
     height: int | None = None
-    steps: int = 50
-    guidance: float = 7.5
+    steps: int | None = None
+    guidance: float | None = None
     seed: int | None = None
     scheduler: str | None = None
     rng: str = "cpu"
     threads: int = 0
     runtime: str | None = None
     recipe: str | None = None
+    image: str | None = None
+    mask: str | None = None
+    strength: float | None = None
+    control_strength: float | None = None
+    lora: tuple[str, ...] = ()
 
     @property
     def drawing(self) -> dict[str, Any]:
-        """What a pipeline's `generate` takes."""
-        return {k: v for k, v in asdict(self).items() if k not in ("threads", "runtime", "recipe")}
+        """What of a pipeline's `generate` is a number or a word, whatever the picture is drawn from."""
+        return {name: getattr(self, name) for name in _DRAWING}
+
+    def to_json(self) -> dict[str, Any]:
+        return asdict(self) | {"lora": list(self.lora)}
+
+
+_DRAWING = ("prompt", "negative_prompt", "width", "height", "steps", "guidance", "seed", "scheduler", "rng")
 
 
 @dataclass(frozen=True)
@@ -101,14 +113,21 @@ def plan_cells(axes: Sequence[Axis], base: Settings) -> list[Cell]:
 
 def _settings(axes: Sequence[Axis], base: Settings, index: Mapping[str, int]) -> Settings:
     made, swaps = base, {}
+    weight: float | None = None
     for axis in axes:
         value = axis.values[index[axis.letter]]
         if axis.name == SEARCH:
             swaps[axis.values[0]] = (axis, value)
         elif axis.name == "size":
             made = replace(made, width=value[0], height=value[1])
+        elif axis.name == "lora":
+            made = replace(made, lora=() if value == NO_LORA else (value,))
+        elif axis.name == "lora_strength":
+            weight = value
         else:
             made = replace(made, **{axis.name: value})
+    if weight is not None:  # of whichever LoRA another axis has put in
+        made = replace(made, lora=tuple(f"{text}:{weight}" for text in made.lora))
     for word, (axis, _) in swaps.items():
         if word not in made.prompt and word not in made.negative_prompt:
             raise UsageError(
@@ -199,19 +218,36 @@ def _opens(runtime: str, formats: set[str]) -> bool:
 def own(settings: Settings, artifact: Artifact) -> Settings:
     """The settings with the artifact's own where they are None, so that a table says them.
 
-    A scheduler that is none of ours stays None: drawing says what is wrong with it.
+    A scheduler that is none of ours stays None: drawing says what is wrong with it. So does a size that is that of the
+    picture to start from.
     """
-    from ...pipelines.schedulers import own_name
+    from ...pipelines.families import FAMILIES
+    from ...pipelines.pictures_in import usual_strength
+    from ...pipelines.schedulers import own_name, scheduler_name
 
-    height, width = artifact.pipeline["size"]
+    pipeline = artifact.pipeline
+    family, defaults = FAMILIES[pipeline["family"]], pipeline.get("defaults", {})
+    config = pipeline["scheduler"]
     components = artifact.components.values()
     quantized = recipes_of(artifact)
     runtimes = dict.fromkeys(runtime_for(c.format) for c in components) if settings.runtime is None else ()
-    return replace(
+    made = replace(
         settings,
-        width=settings.width if settings.width is not None else width,
-        height=settings.height if settings.height is not None else height,
-        scheduler=settings.scheduler or own_name(artifact.pipeline["scheduler"]),
+        steps=settings.steps if settings.steps is not None else int(defaults.get("steps", family.steps)),
+        guidance=settings.guidance
+        if settings.guidance is not None
+        else float(defaults.get("guidance", family.guidance)),
+        scheduler=scheduler_name(settings.scheduler, config) if settings.scheduler else own_name(config),
         runtime=settings.runtime or "+".join(runtimes),
         recipe=settings.recipe or "+".join(quantized or ["fp32"]),
+    )
+    if made.image is not None and made.strength is None:
+        made = replace(made, strength=usual_strength(made.mask is not None))
+    if made.image is not None and made.width is None and made.height is None:
+        return made  # the picture's own
+    height, width = pipeline["size"]
+    return replace(
+        made,
+        width=made.width if made.width is not None else width,
+        height=made.height if made.height is not None else height,
     )

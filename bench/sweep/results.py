@@ -5,7 +5,7 @@ from __future__ import annotations
 import csv
 import json
 import re
-from collections.abc import Mapping, Sequence
+from collections.abc import Collection, Mapping, Sequence
 from dataclasses import asdict, dataclass, field
 from io import BytesIO, StringIO
 from pathlib import Path
@@ -15,6 +15,7 @@ from PIL import Image
 
 from ...core.errors import BadInput, VitrifyError
 from ...core.publish import disk_errors, write_whole
+from ...pipelines.adapters import parse_lora
 from .axes import LETTERS, Axis, label, sets
 from .grid import Block, Legend, Tile, draw_grid
 from .plan import Cell, Settings
@@ -32,9 +33,11 @@ Json = dict[str, Any]
 class Row:
     """What became of a cell.
 
-    settings: with the artifact's own where the cell names none. state: drawn, reused, failed, or missing: not reached.
+    settings: with the artifact's own where the cell names none; a picture's own size once it is drawn.
+    state: drawn, reused, failed, or missing: not reached.
     file: below the sweep's folder. seconds: encode, steps (all), step (their median), decode, total. first: whether it
-    was the first of its size after the artifact was opened, with what the runtime prepares then in its seconds.
+    was the first of its size after the artifact was opened, or opened again for another LoRA, with what the runtime
+    prepares then in its seconds.
     against: axis letter -> {"file", "psnr_db" (None where they are the same), "ssim" (None below 11 pixels), "same"}
     of the picture at the axis's first value, where that is another one of the same size.
     """
@@ -59,7 +62,7 @@ class Row:
             "values": values,
             "state": self.state,
             "file": self.file,
-            "parameters": asdict(self.settings),
+            "parameters": self.settings.to_json(),
             "artifact": self.artifact,
             "seconds": self.seconds,
             "placement": self.placement,
@@ -91,7 +94,7 @@ class Sweep:
             "axes": [
                 asdict(axis) | {"values": [_plain(axis, n) for n in range(len(axis.values))]} for axis in self.axes
             ],
-            "settings": asdict(self.base),
+            "settings": self.base.to_json(),
             "grids": list(grids),
             "table": TABLE,
             "counts": {state: self.count(state) for state in ("drawn", "reused", "failed", "missing")},
@@ -175,6 +178,7 @@ class Sweep:
         words += [own.scheduler] if own.scheduler and "scheduler" not in varied else []
         words += [] if {"width", "height"} & varied else [f"{own.width}x{own.height}"]
         words += [str(getattr(own, name)) for name in ("recipe", "runtime") if name not in varied]
+        words += _started_from(own, varied)
         model = str(self.facts["model"])
         head = [model, ", ".join(words)] if "prompt" in varied else [self.base.prompt, ", ".join([model, *words])]
         foot = "s: seconds of the whole picture."
@@ -208,7 +212,8 @@ class Sweep:
                 continue
             values = row.to_json(self.axes)["values"]
             line = {f"{axis.letter}_{axis.name}": values[axis.letter] for axis in self.axes}
-            line |= asdict(row.settings) | {"artifact": row.artifact, "device": self.facts["device"]}
+            line |= row.settings.to_json() | {"lora": " ".join(row.settings.lora)}
+            line |= {"artifact": row.artifact, "device": self.facts["device"]}
             line |= {"options": " ".join(f"{k}={v}" for k, v in self.facts["options"].items())}
             line |= {f"{name}_s": row.seconds.get(name) for name in ("encode", "steps", "step", "decode", "total")}
             line |= {"first": "yes" if row.first else "no", "placement": row.placement}
@@ -253,6 +258,20 @@ def read_earlier(folder: Path) -> Json:
 def write_document(folder: Path, document: Mapping[str, Any]) -> None:
     """sweep.json, whole or not at all."""
     write_whole(folder / DOCUMENT, json.dumps(document, indent=1, default=str) + "\n")
+
+
+def _started_from(own: Settings, varied: Collection[str]) -> list[str]:
+    """What a legend says of pictures and LoRAs that all pictures have in common."""
+    words = []
+    if own.image is not None and "image" not in varied:
+        words.append(f"from {label('image', own.image)}")
+    for name in ("strength", "control_strength"):
+        if getattr(own, name) is not None and name not in varied:
+            words.append(label(name, getattr(own, name)))
+    if "lora" not in varied:
+        texts = [parse_lora(text)[0] for text in own.lora] if "lora_strength" in varied else own.lora
+        words += [f"lora {label('lora', text)}" for text in texts]
+    return words
 
 
 def _plain(axis: Axis, number: int) -> Any:

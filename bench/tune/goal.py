@@ -9,7 +9,7 @@ from typing import Any
 
 from ...core.errors import UsageError
 from ..results import OBJECTIVES, Cell, Quality
-from ..spec import TEXT2IMG
+from ..spec import DRAWING
 
 UNITS = {"latency_ms": "ms", "peak_mb": "MB", "disk_mb": "MB"}
 MIN_PSNR, MIN_AGREEMENT = 30.0, 0.99
@@ -40,7 +40,7 @@ class Goal:
         """
         if self.objective not in OBJECTIVES:
             raise UsageError(f"There is no objective {self.objective!r}.", f"Objectives are {', '.join(OBJECTIVES)}.")
-        drawing = task == TEXT2IMG
+        drawing = task in DRAWING
         if not drawing and self.min_psnr is not None:
             raise UsageError("A classifier draws nothing that a PSNR could be told of.", "Give --min-agreement.")
         if drawing and self.min_agreement is not None:

@@ -84,10 +84,15 @@ def use(artifact: Path, winner: Cell) -> str:
             "--height",
             str(spec.height),
         ]
+        said += [word for option in _PICTURES.get(spec.task, ()) for word in (f"--{option}", option.upper())]
         said += ["--steps", str(spec.steps), "--guidance", f"{spec.guidance:g}", "--batch", str(spec.batch)]
     said += ["--runtime", spec.runtime, "--device", spec.device]
     said += ["--threads", str(spec.threads)] if spec.threads else []
     return shlex.join([*said, *(word for key, value in spec.options.items() for word in _option(key, value))])
+
+
+# of a model that draws only into pictures, what its command has to name
+_PICTURES = {"img2img": ("image",), "inpaint": ("image", "mask")}
 
 
 def _option(key: str, value: Any) -> list[str]:

@@ -21,10 +21,12 @@ from ...core.artifact import Artifact, Component
 from ...core.errors import BadInput
 from ...core.tensors import Array
 from ...pipelines.load import family_of, pipeline_of
+from ...pipelines.pictures_in import made_up
 from ...proof.numeric import open_component
 from ...proof.quality import stand_in
 from ...quant.recipes import Recipe, recipe
 from ...runtimes.base import Session
+from ..matrix import task_of
 from ..spec import CLASSIFY
 
 SAMPLES = 16  # to calibrate with: which parts are sensitive shows with few
@@ -33,7 +35,7 @@ _PROMPT, _SEED = "a red apple", 0
 # a block of a UNet, a layer of a transformer; what is in none of them is a part of its own kind
 _PARTS = re.compile(
     r"((?:down_blocks|up_blocks|transformer_blocks|single_transformer_blocks|joint_transformer_blocks)\.\d+\.|mid_block\."
-    r"|(?:layer|layers|blocks|stages)\.\d+\.)"
+    r"|(?:block|layer|layers|blocks|stages)\.\d+\.)"
 )
 _OF_FLOAT32 = 1e-12  # relative noise below which nothing was rounded
 
@@ -45,7 +47,7 @@ def part_of(layer: str) -> str:
         first, dot, _ = layer.removesuffix(".weight").partition(".")
         return first + dot
     before = layer[: found.start()].rstrip(".").rpartition(".")[2]
-    return f"{before}.{found[1]}" if before and found[1].startswith(("layer", "blocks", "stages")) else found[1]
+    return f"{before}.{found[1]}" if before and found[1].startswith(("block", "layer", "stages")) else found[1]
 
 
 def parts_of(component: Component, wanted: Recipe) -> dict[str, list[str]]:
@@ -117,7 +119,7 @@ def _opened(artifact: Artifact) -> Iterator[Callable[[Mapping[str, Session]], Ar
 
 
 def _answer(artifact: Artifact, pipeline: Any) -> Array:
-    if CLASSIFY in artifact.pipeline["tasks"]:
+    if task_of(artifact) == CLASSIFY:
         from PIL import Image
 
         rng = np.random.default_rng(_SEED)
@@ -126,12 +128,16 @@ def _answer(artifact: Artifact, pipeline: Any) -> Array:
         answers = pipeline.classify(pictures, top_k=None, function="none")
         return np.array([[one["score"] for one in sorted(a, key=lambda o: o["label"])] for a in answers])
     latents: list[Array] = []
+    height, width = pipeline.settings["size"]
     pipeline.generate(
         _PROMPT,
         steps=STEPS,
         seed=_SEED,
+        width=width,
+        height=height,
         scheduler=stand_in(pipeline.settings["scheduler"]),
         on_step=lambda step: latents.append(np.array(step.latents)),
+        **made_up(pipeline.settings["tasks"], (height, width)),
     )
     return latents[-1]
 

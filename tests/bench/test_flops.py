@@ -12,7 +12,8 @@ from typing import Any
 import numpy as np
 import pytest
 
-from vitrify.bench.flops import call_flops, graph_flops
+from vitrify.bench.counting import call_flops
+from vitrify.bench.flops import graph_flops
 from vitrify.bench.spec import Spec
 from vitrify.core.artifact import Artifact, Component
 from vitrify.core.errors import BadArtifact, BadInput
@@ -265,7 +266,7 @@ def test_a_whole_call_of_a_diffusion_pipeline(diffusion_artifact: Path, diffusio
     pndm = dict(artifact.pipeline["scheduler"]) | {"_class_name": "PNDMScheduler", "skip_prk_steps": True}
     more = call_flops(replace(artifact, pipeline=artifact.pipeline | {"scheduler": pndm}), plain)
     assert more == text + 6 * 3 * one + 3 * decoded
-    with pytest.raises(BadInput, match="has no component model"):
+    with pytest.raises(BadInput, match="does text2img, not classify"):
         call_flops(artifact, Spec("m", "m", "classify", "onnx", "fp32"))
 
 
@@ -277,7 +278,7 @@ def test_a_whole_call_of_a_classifier(emotions_artifact: Path) -> None:
 
 def test_as_a_process(emotions_artifact: Path, python: Callable[..., Any], tmp_path: Path) -> None:
     spec = Spec("m", "m", "classify", "onnx", "fp32", batch=2)
-    code = "import sys; from vitrify.bench.flops import main; sys.exit(main(sys.argv[1:]))"
+    code = "import sys; from vitrify.bench.counting import main; sys.exit(main(sys.argv[1:]))"
     ran = python(code, emotions_artifact, json.dumps(spec.to_json()))
     assert int(ran.out) == call_flops(Artifact.load(emotions_artifact), spec)
     ran = python(code, tmp_path, json.dumps(spec.to_json()))

@@ -10,6 +10,8 @@ from vitrify.bench.sweep.axes import MOST, Axis, axis_names, check_option, parse
 from vitrify.core.errors import UsageError
 from vitrify.pipelines.schedulers import scheduler_names
 
+NAMES = scheduler_names()
+
 
 @pytest.mark.parametrize(
     ("text", "name", "values"),
@@ -30,6 +32,14 @@ from vitrify.pipelines.schedulers import scheduler_names
         ("CFG Scale=1-3 [5]", "guidance", (1.0, 1.5, 2.0, 2.5, 3.0)),
         ("guidance=-1,1e1", "guidance", (-1.0, 10.0)),
         ("Sampler=DDIM,euler_A", "scheduler", ("ddim", "euler_a")),
+        ("sampler=DPM++ 2M Karras,Euler a", "scheduler", ("dpmpp_2m_karras", "euler_a")),
+        ("scheduler=k_dpmpp_2m,heundiscretescheduler", "scheduler", ("dpmpp_2m", "HeunDiscreteScheduler")),
+        ("strength=0.2..1:0.4", "strength", (0.2, 0.6, 1.0)),
+        ("Denoising strength=0.5", "strength", (0.5,)),
+        ("control_strength=0,1.5", "control_strength", (0.0, 1.5)),
+        ("lora strength=-1..1", "lora_strength", (-1.0, 0.0, 1.0)),
+        ("lora=None,style:0.8,dir/a b.safetensors:1:0.5", "lora", ("none", "style:0.8", "dir/a b.safetensors:1:0.5")),
+        ('image=a.png,"b, c.png"', "image", ("a.png", "b, c.png")),
         ("size=64x64,128X64", "size", ((64, 64), (128, 64))),
         ("threads=0..2", "threads", (0, 1, 2)),
         ("rng=cpu,philox", "rng", ("cpu", "philox")),
@@ -75,7 +85,11 @@ def test_values(text: str, name: str, values: tuple[Any, ...]) -> None:
         ("seed=0..99999999999999999999", f"more than {MOST} values", "larger step"),
         ("size=512", "'512' is not a width and a height", "256x256"),
         ("size=0x64", "'0x64' is not a width and a height", "256x256"),
-        ("scheduler=eulr", "no scheduler 'eulr'", f"Did you mean euler? There are {', '.join(scheduler_names())}."),
+        ("scheduler=eulr", "no scheduler 'eulr'", f"Did you mean euler? Choose one of: {', '.join(NAMES)}."),
+        ("strength=1.5", "'1.5' is not from 0 to 1", "strength=0.4"),
+        ("control_strength=-1", "'-1' is not from 0 to 100", "control_strength="),
+        ("lora=style:inf", "'style:inf' is no LoRA with a strength", "lora=none,style:0.8"),
+        ("scheduler=euler,Euler", "'euler' twice", "once"),
         ("recipe=int9-static", "no recipe 'int9-static'", "Did you mean int8-static?"),
         ("recipe=int4-weights:group=32,symmetric=no", "'symmetric=no' is no recipe; options that hold", "recipe="),
         ("recipe=int4-weights:group=7", "A group of 7 is not possible", "Groups are"),

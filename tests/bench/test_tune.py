@@ -7,6 +7,7 @@ import math
 import shlex
 import shutil
 from collections.abc import Callable
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
@@ -103,6 +104,8 @@ def test_one_disturbance_costs_a_candidate_nothing() -> None:
         ("vit.encoder.layer.11.attention.output.dense.weight", "encoder.layer.11."),
         ("text_model.encoder.layers.0.self_attn.out_proj.weight", "encoder.layers.0."),
         ("transformer_blocks.7.attn.to_q.weight", "transformer_blocks.7."),
+        ("encoder.block.3.layer.0.SelfAttention.q.weight", "encoder.block.3."),
+        ("single_transformer_blocks.2.proj_mlp.weight", "single_transformer_blocks.2."),
         ("proj_in.weight", "proj_in"),
     ],
 )
@@ -149,6 +152,8 @@ def test_the_winner_is_run_as_it_was_measured() -> None:
         "vitrify generate 'my models/best' PROMPT --width 64 --height 64 --steps 4 --guidance 7.5 --batch 1"
         " --runtime onnx --device cpu"
     )
+    said = use(Path("best"), Cell(replace(SPEC, task="inpaint"), ()))
+    assert "--height 64 --image IMAGE --mask MASK --steps 4" in said
 
 
 @pytest.fixture(scope="module")

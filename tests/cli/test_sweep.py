@@ -2,11 +2,14 @@
 
 from __future__ import annotations
 
+import json
+import shutil
 from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
 import pytest
+from PIL import Image
 
 pytest.importorskip("onnxruntime", reason="needs vitrify[onnx]")
 
@@ -60,6 +63,14 @@ def test_where_none_can_be_drawn_the_code_is_that_of_the_error(
         (["a", "-o", "s", "--x", "steps=1", "--seed", -1], "--seed: '-1' is not from 0", "--seed 1"),
         (["a", "-o", "s", "--x", "recipe=fp32", "--calibration", "p.txt"], "needs calibration", "Leave --calibration"),
         (["a", "-o", "s", "--x", "recipe=int8-static", "--calibration", "p.txt"], "p.txt is no file", "one prompt a"),
+        (["a", "-o", "s", "--x", "lora=a,b", "--lora", "c"], "sets lora, and --lora was given too", "Leave one out"),
+        (["a", "-o", "s", "--x", "strength=0.5"], "--x strength is of a picture to start from", "Give --image"),
+        (["a", "-o", "s", "--x", "steps=1", "--strength", 2], "--strength: '2.0' is not from 0 to 1", "--strength 0.4"),
+        (["a", "-o", "s", "--x", "steps=1", "--image", "gone.png"], "gone.png does not exist", "Check the path"),
+        (["a", "-o", "s", "--x", "steps=1", "--controlnet", "n"], "0 control pictures for 1", "one --control for"),
+        (["a", "-o", "s", "--x", "steps=1", "--control-end", 1], "--control-end belong to a", "--controlnet"),
+        (["a", "-o", "s", "--x", "steps=1", "--hook", "no"], "There is no hook 'no'", "Hooks are wildcards"),
+        (["a", "-o", "s", "--x", "steps=1", "--config", "c"], "--config is for single checkpoints", "Leave it out"),
         (["a", "-o", "s", "--x", "recipe=nf4-weights"], "nf4-weights does not run on onnx", "--runtime openvino"),
     ],
 )  # fmt: skip
@@ -71,6 +82,40 @@ def test_bad_arguments(
     fix: str,
 ) -> None:
     refuses(["sweep", diffusion_artifact, *arguments], 2, "", what, fix)
+
+
+def test_pictures_and_their_strength(here: Callable[..., Any], diffusion_artifact: Path, tmp_path: Path) -> None:
+    for name, colour in (("a.png", "red"), ("b.png", "blue")):
+        Image.new("RGB", (64, 64), colour).save(tmp_path / name)
+    given = ("sweep", diffusion_artifact, "an apple", "-o", "s", "--steps", 2, "--guidance", 1, "--seed", 3, "--json")
+    done = here(*given, "--image", "a.png", "--x", "strength=0.5,1", cwd=tmp_path)
+    assert done.code == 0, done.err
+    again = here(*given, "--x", "image=a.png,b.png", "--strength", 0.5, cwd=tmp_path)
+    assert again.code == 0, again.err
+    assert again.json["counts"] == {"drawn": 1, "reused": 1, "failed": 0, "missing": 0}
+    assert [row["parameters"]["image"] for row in again.json["pictures"]] == ["a.png", "b.png"]
+
+
+def test_without_a_number_steps_and_guidance_are_the_models_own(
+    here: Callable[..., Any], diffusion_artifact: Path, tmp_path: Path
+) -> None:
+    few = shutil.copytree(diffusion_artifact, tmp_path / "few")
+    manifest = json.loads((few / "artifact.json").read_text())
+    manifest["pipeline"]["defaults"] = {"steps": 2, "guidance": 1.0}
+    (few / "artifact.json").write_text(json.dumps(manifest))
+    done = here("sweep", few, "an apple", "-o", "s", "--seed", 3, "--x", "rng=cpu", "--json", cwd=tmp_path)
+    assert done.code == 0, done.err
+    (row,) = done.json["pictures"]
+    assert (row["parameters"]["steps"], row["parameters"]["guidance"]) == (2, 1.0)
+
+
+def test_a_model_without_residuals(refuses: Callable[..., Any], diffusion_artifact: Path, tmp_path: Path) -> None:
+    Image.new("RGB", (64, 64)).save(tmp_path / "edges.png")
+    given = ["a", "--controlnet", "n", "--control", "edges.png"]
+    what = "is an artifact that takes no ControlNet"
+    refuses(["sweep", diffusion_artifact, *given, "-o", "s", "--x", "steps=1"], 2, "usage", what, "with --control")
+    refuses(["generate", diffusion_artifact, *given, "-o", "s.png"], 2, "usage", what, "with --control")
+    refuses(["compile", diffusion_artifact, "--quant", "int8-weights", "--control"], 2, "usage", what, "with --control")
 
 
 def test_a_classifier_draws_nothing(refuses: Callable[..., Any], emotions_artifact: Path) -> None:
