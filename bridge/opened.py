@@ -6,7 +6,6 @@ from collections.abc import Callable, Mapping, Sequence
 
 from ..core.artifact import Artifact
 from ..core.errors import BadArtifact, RuntimeFailure
-from ..core.tensors import Array
 from ..pipelines.components import Components
 from ..pipelines.opening import open_components
 from ..runtimes.base import Options, Session
@@ -37,9 +36,6 @@ class Opened:
                 "Export the model again, whole; or keep the part in PyTorch (components=...).",
             )
         return self._sessions[name]
-
-    def run(self, name: str, tensors: Mapping[str, Array]) -> dict[str, Array]:
-        return self.session(name).run(tensors)
 
     @property
     def placement(self) -> dict[str, dict[str, str]]:
@@ -74,8 +70,15 @@ class Vitrified:
 
     @property
     def placement(self) -> dict[str, dict[str, str]]:
-        """The artifacts' components -> runtime, provider, device and precision, of those that were opened."""
-        return {name: where for part in self.parts.values() for name, where in part.placement.items()}
+        """The artifacts' components -> runtime, provider, device and precision, of those that were opened.
+
+        The second of several ControlNets is "controlnet.1", as in the pipeline.
+        """
+        return {
+            component if component.startswith(f"{name}.") else name: where
+            for component, part in self.parts.items()
+            for name, where in part.placement.items()
+        }
 
     def replaced(self, parts: Mapping[str, Opened]) -> Vitrified:
         """The same with other sessions for some components; those that run none any more are closed."""

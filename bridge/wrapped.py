@@ -100,10 +100,8 @@ def _get(pipe: Any, name: str) -> Any:
     stem, _, index = name.partition(".")
     module = getattr(pipe, stem, None)
     several = getattr(module, "nets", None)
-    if not index:
-        if several is not None and module is not None:
-            return None  # a group of ControlNets is no module that one graph stands for
-        return module
+    if not index:  # a group of ControlNets is no module that one graph stands for
+        return module if several is None else None
     return several[int(index)] if several is not None and index.isdigit() and int(index) < len(several) else None
 
 

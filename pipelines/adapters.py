@@ -73,9 +73,10 @@ class Adapters:
         """
         chosen: dict[Path, tuple[float, float]] = {}
         for name, strength in loras.items():
-            pair = strength if isinstance(strength, tuple) else (float(strength), float(strength))
-            if any(pair):
-                chosen[self._path(name)] = pair
+            # a list where it comes from JSON, as from a picture's parameters
+            denoiser, text = strength if isinstance(strength, Sequence) else (strength, strength)
+            if denoiser or text:
+                chosen[self._path(name)] = float(denoiser), float(text)
         if chosen == self._laid_on:
             return
         sessions = self._own()
@@ -99,6 +100,8 @@ class Adapters:
             UsageError: the sessions are the caller's own, or a component's weights cannot be changed.
         """
         embedding = read_embedding(path, word)
+        if any(one.word == embedding.word for one in self._embeddings):
+            raise BadInput(f"The word {embedding.word!r} is taught already.", "Give another word for this file.")
         self._embed([*self._embeddings, embedding])
         return embedding.word
 

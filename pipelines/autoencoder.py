@@ -23,12 +23,21 @@ class Autoencoder:
     Args:
         settings: `vae` of a manifest's `pipeline`: scaling_factor and shift_factor.
         channels: of the latents. scale: pixels for one of them along a side.
+        decoder: the component that decodes.
 
     tile: pixels along the side of a tile; larger pictures are done in tiles. None: whole, or as a budget wants it.
     """
 
-    def __init__(self, sessions: Mapping[str, Session], settings: Mapping[str, Any], channels: int, scale: int) -> None:
+    def __init__(
+        self,
+        sessions: Mapping[str, Session],
+        settings: Mapping[str, Any],
+        channels: int,
+        scale: int,
+        decoder: str = "vae_decoder",
+    ) -> None:
         self.sessions = sessions
+        self.decoder = decoder
         self.scale = scale
         self.tile: int | None = None
         self.scaling, self.shift = np.float32(settings["scaling_factor"]), np.float32(settings["shift_factor"])
@@ -70,8 +79,8 @@ class Autoencoder:
         """Latents, float32 [n, channels, h, w], to pictures; one at a time, for the VAE needs the most memory."""
         latents = latents / self.scaling + self.shift
         height, width = (side * self.scale for side in latents.shape[2:])
-        tile = self._tile("vae_decoder", (height, width))
-        session = self.sessions["vae_decoder"]
+        tile = self._tile(self.decoder, (height, width))
+        session = self.sessions[self.decoder]
 
         def run(part: FloatArray) -> FloatArray:
             return session.run(as_inputs(session, {"latent_sample": part}))["sample"].astype(np.float32, copy=False)
@@ -79,20 +88,20 @@ class Autoencoder:
         out = []
         for one in latents:
             picture = self._tiled(run, one[None], tile, encode=False)
-            check_finite("vae_decoder", picture, "instead of a picture")
+            check_finite(self.decoder, picture, "instead of a picture")
             out.append(Image.fromarray(to_uint8(picture)[0]))
         return out
 
     def _tile(self, name: str, size: tuple[int, int]) -> int | None:
         """The side of the tiles for a picture of (height, width) pixels; asked before the session is opened."""
         budget = budget_of(self.sessions)
-        wanted = budget.tile(name, size) if budget is not None else None
-        return self.tile or wanted
+        return self.tile if budget is None else budget.tile(name, size, self.tile)
 
     def _tiled(
         self, run: Callable[[FloatArray], FloatArray], given: FloatArray, tile: int | None, *, encode: bool
     ) -> FloatArray:
         if tile is None:
             return run(given)
-        latents = tile // self.scale
-        return tiled(run, given, tile, latents) if encode else tiled(run, given, latents, tile)
+        latents = max(1, tile // self.scale)
+        pixels = latents * self.scale
+        return tiled(run, given, pixels, latents) if encode else tiled(run, given, latents, pixels)

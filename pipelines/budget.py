@@ -74,11 +74,17 @@ class Budget:
         """Bytes that a component holds while it works, as far as known."""
         return self.sizes.get(name, 0) + self.work.get(name, 0)
 
-    def tile(self, name: str, size: tuple[int, int]) -> int | None:
+    def tile(self, name: str, size: tuple[int, int], chosen: int | None = None) -> int | None:
         """The side in pixels of the tiles that a VAE's picture of `size` is done in; None: whole.
 
         Its `work` is known from then on.
+
+        Args:
+            chosen: the side that the user wants in any case.
         """
+        if chosen is not None:
+            self.work[name] = min(size[0], chosen) * min(size[1], chosen) * VAE_PIXEL
+            return chosen
         left = self.limit - self.held - self.sizes.get(name, 0)
         self.work[name] = size[0] * size[1] * VAE_PIXEL
         if self.work[name] <= left:

@@ -33,6 +33,7 @@ class Components(MutableMapping[str, Session]):
         self.parts = dict(parts or {})
         self.budget = budget
         self._open: dict[str, Session] = {}
+        self._ran: dict[str, dict[str, str]] = {}  # placements of those that were closed
         self._overrides: dict[str, Overrides] = {}
 
     def __getitem__(self, name: str) -> Session:
@@ -48,7 +49,9 @@ class Components(MutableMapping[str, Session]):
 
     def __delitem__(self, name: str) -> None:
         """Close a session; it is opened again when it is asked for."""
-        self._open.pop(name).close()
+        session = self._open.pop(name)
+        self._ran[name] = session.placement.to_json()
+        session.close()
 
     def __iter__(self) -> Iterator[str]:
         return iter(dict(self._open))
@@ -61,8 +64,8 @@ class Components(MutableMapping[str, Session]):
 
     @property
     def placement(self) -> dict[str, dict[str, str]]:
-        """Component -> what really runs it, of those that are open."""
-        return {name: session.placement.to_json() for name, session in self._open.items()}
+        """Component -> what really runs it, of those that were opened; a budget may have closed some since."""
+        return {**self._ran, **{name: session.placement.to_json() for name, session in self._open.items()}}
 
     def change(self, name: str, overrides: Overrides) -> None:
         """Give a component changed weights from its next call on; none at all restores it bit for bit."""

@@ -8,7 +8,7 @@ from __future__ import annotations
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any
+from typing import Any, Protocol
 
 import numpy as np
 from PIL import Image
@@ -22,6 +22,16 @@ from .pictures_in import Picture, pictures_of, resized, stacked
 DOWN, MIDDLE = "down_residual_", "mid_residual"  # names of the denoiser's inputs; the first with a number behind it
 MAX_STRENGTH = 100
 _TEXT = "encoder_hidden_states"
+
+
+class Ends(Protocol):
+    """What of a session, or of a component that is not open, says which tensors go in and out."""
+
+    @property
+    def inputs(self) -> Mapping[str, TensorSpec]: ...
+
+    @property
+    def outputs(self) -> Mapping[str, TensorSpec]: ...
 
 
 class ControlNet:
@@ -87,7 +97,7 @@ class ControlUnit:
         return self.strength > 0 and step / steps >= self.start and (step + 1) / steps <= self.end
 
 
-def residual_inputs(denoiser: Session) -> list[str]:
+def residual_inputs(denoiser: Ends) -> list[str]:
     """The denoiser's inputs that take a ControlNet's residuals; none where it was exported without --control."""
     return [name for name in denoiser.inputs if is_residual(name)]
 
@@ -127,7 +137,7 @@ class Controls:
         if units and not names:
             raise BadInput("This model takes no ControlNet.", "Export it again, with --control.")
         for unit in units:
-            _check_fits(unit.net, denoiser, names, size[0] // inner[0])
+            _check_fits(unit.net, denoiser, size[0] // inner[0])
         self.units = tuple(units)
         self._pictures = [_prepared(unit.picture, size, count) for unit in units]
         self._none: dict[str, Array] = {name: zero_residual(denoiser.inputs[name]) for name in names}
@@ -174,9 +184,13 @@ def _run(
     return out
 
 
-def _check_fits(net: ControlNet, denoiser: Session, names: Sequence[str], scale: int) -> None:
-    """Refuse a ControlNet that was made for another kind of UNet, before anything is computed."""
-    gives, takes = net.session.outputs, denoiser.inputs
+def misfit(net: Ends, net_scale: int, denoiser: Ends, scale: int) -> str | None:
+    """Why a ControlNet was not made for this UNet, by what both say of their tensors; None where it may have been.
+
+    Args:
+        net_scale: pixels of its picture for one latent. scale: pixels of the model's pictures for one latent.
+    """
+    names, gives, takes = residual_inputs(denoiser), net.outputs, denoiser.inputs
     wrong = [
         *(f"it gives no {name}" for name in names if name not in gives),
         *(f"it gives {name}, which the model does not take" for name in gives if name not in names),
@@ -186,16 +200,22 @@ def _check_fits(net: ControlNet, denoiser: Session, names: Sequence[str], scale:
             if name in gives and gives[name].shape[1] != takes[name].shape[1]
         ),
     ]
-    text, own = net.session.inputs[_TEXT].shape[-1], takes[_TEXT].shape[-1]
+    text, own = net.inputs[_TEXT].shape[-1], takes[_TEXT].shape[-1]
     if text != own:
         wrong.append(f"it reads text of {text} numbers a token, the model of {own}")
-    if net.scale != scale:
-        wrong.append(f"its picture has {net.scale} pixels a latent, the model's {scale}")
-    lacks = [n for n in net.session.inputs if n in ("text_embeds", "time_ids") and n not in takes]
+    if net_scale != scale:
+        wrong.append(f"its picture has {net_scale} pixels a latent, the model's {scale}")
+    lacks = [n for n in net.inputs if n in ("text_embeds", "time_ids") and n not in takes]
     wrong += [f"it also reads {name}, which the model does not have" for name in lacks]
-    if wrong:
+    return wrong[0] if wrong else None
+
+
+def _check_fits(net: ControlNet, denoiser: Session, scale: int) -> None:
+    """Refuse a ControlNet that was made for another kind of UNet, before anything is computed."""
+    wrong = misfit(net.session, net.scale, denoiser, scale)
+    if wrong is not None:
         raise BadInput(
-            f"The ControlNet in {net.root} is not for this model: {wrong[0]}.",
+            f"The ControlNet in {net.root} is not for this model: {wrong}.",
             "Use one that was trained for this model's version.",
         )
 

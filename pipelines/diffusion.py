@@ -24,9 +24,10 @@ from .families.base import Conditioning, FloatArray, Rows, as_inputs, check_fini
 from .first_latents import Kept, blended, first_latents
 from .generation import Generation, Strengths, prompts_of, seeds_of
 from .hooks import Hook
-from .pictures_in import Picture, Start, start_of
+from .pictures_in import Picture, Start, pictures_of, start_of, usual_strength
 from .random import Generator, generator
 from .schedulers import Scheduler, scheduler_from_config
+from .settings import PREVIEW
 
 MAX_SIDE = 4096
 
@@ -46,6 +47,7 @@ class GenerateResult:
     """Pictures, and everything needed to make them again.
 
     parameters: one table a picture. timings: seconds a stage; "steps" holds one number a step.
+    placement: component -> what ran it; ControlNets as controlnet.0, controlnet.1, ...
     memory: within a budget, the bytes allowed, those at the peak, and what was done to stay within it.
     notes: one line each for what of the prompts was not read.
     """
@@ -94,6 +96,9 @@ class DiffusionPipeline:
         self.height, self.width = (int(side) for side in settings["size"])
         self.adapters = Adapters(sessions, self.family)
         self.vae = Autoencoder(sessions, settings["vae"], self.channels, self.scale)
+        self._previews: Autoencoder | None = None
+        if "preview" in settings and PREVIEW in sessions:
+            self._previews = Autoencoder(sessions, settings["preview"], self.channels, self.scale, PREVIEW)
         self.scheduler = dict(settings["scheduler"])
         defaults = settings.get("defaults", {})
         self.steps = int(defaults.get("steps", self.family.steps))
@@ -103,7 +108,9 @@ class DiffusionPipeline:
 
     @property
     def placement(self) -> dict[str, dict[str, str]]:
-        """Component -> what really runs it, of those that are open."""
+        """Component -> what really runs it, of those that were opened."""
+        if isinstance(self.sessions, Components):
+            return self.sessions.placement
         return {n: s.placement.to_json() for n, s in self.sessions.items()}
 
     @property
@@ -144,7 +151,7 @@ class DiffusionPipeline:
 
         Args:
             prompt: text, with weights as (red:1.3); longer than the encoder takes, it is encoded in chunks.
-            width, height: pixels; None for the size of `image`, made divisible, or the model's own.
+            width, height: pixels; None for the model's own; with an image both None for its size, made divisible.
             steps: from 1 to as many as the model was trained with; None for the model's own number.
             guidance: of classifier-free guidance; at 1 or less the negative prompt is not used and a step costs half.
                 None for the model's own.
@@ -171,7 +178,7 @@ class DiffusionPipeline:
         steps = self.steps if steps is None else steps
         guidance = self.guidance if guidance is None else guidance
         if strength is None:
-            strength = 0.8 if mask is None else 1.0
+            strength = usual_strength(mask is not None)
         prompts = prompts_of(prompt, batch)
         request = Generation(
             prompts, seeds_of(seed, len(prompts)), negative_prompt, width, height, steps, guidance, scheduler, rng,
@@ -195,7 +202,7 @@ class DiffusionPipeline:
         if not np.isfinite(request.guidance):
             raise UsageError(f"guidance is {request.guidance}.", "Give a number.")
         count, steps, strength = len(request.prompts), request.steps, request.strength
-        size = self._size(request.height, request.width, request.image)
+        size = self._size(request.height, request.width, request.image, count)
         given = start_of(request.image, request.mask, strength, size, count)
         self._check_task(given)
         sampler = scheduler_from_config(self.scheduler, request.scheduler)
@@ -213,9 +220,10 @@ class DiffusionPipeline:
         latents, kept = first_latents(
             given, self.vae, sampler, first, strength, (count, self.channels, *inner), noise, self.family, self.fills
         )
-        denoiser = self.sessions[self.family.denoiser]
+        begun = time.perf_counter()
+        denoiser = self.sessions[self.family.denoiser]  # may have to be opened first
         controls = Controls(request.control, denoiser, size, inner, count)
-        before = begun = time.perf_counter()
+        before = time.perf_counter()
         seconds = []
         loop = self.denoise(
             latents, conditioning, sampler, request.guidance, noise,
@@ -244,7 +252,12 @@ class DiffusionPipeline:
         tables = [{"prompt": p, "seed": one, **common} for p, one in zip(request.prompts, request.seeds, strict=True)]
         timings["total"] = done - start
         memory = self.budget.to_json(peak_resident()) if self.budget is not None else None
-        return GenerateResult(images, request.seeds[0], tables, timings, self.placement, memory, conditioning.notes)
+        placement, notes = self.placement, conditioning.notes
+        for number, unit in enumerate(request.control):
+            placement |= {f"{name}.{number}": where for name, where in unit.net.placement.items()}
+        if request.negative_prompt and not conditioning.guided:
+            notes += ("The negative prompt is not read: guidance is off, or this model has none.",)
+        return GenerateResult(images, request.seeds[0], tables, timings, placement, memory, notes)
 
     def denoise(
         self,
@@ -316,6 +329,15 @@ class DiffusionPipeline:
         """Latents, float32 [n, channels, h, w], to pictures."""
         return self.vae.decode(latents)
 
+    def preview(self, latents: FloatArray) -> list[Image.Image] | None:
+        """Latents, float32 [n, channels, h, w], to pictures by the artifact's `preview_decoder`, as `on_step` may want.
+
+        None where there is none, and within a budget: to open it then could close the denoiser that is at work.
+        """
+        if self._previews is None or self.budget is not None:
+            return None
+        return self._previews.decode(latents)
+
     def close(self) -> None:
         """Close every session."""
         if isinstance(self.sessions, Components):
@@ -346,11 +368,11 @@ class DiffusionPipeline:
             )
         return skipped * sampler.order
 
-    def _size(self, height: int | None, width: int | None, image: Picture | None) -> tuple[int, int]:
+    def _size(self, height: int | None, width: int | None, image: Picture | None, count: int) -> tuple[int, int]:
         """(height, width) in pixels."""
         unit = self.unit
         if image is not None and height is None and width is None:
-            one = image if isinstance(image, Image.Image) else next(iter(image))
+            one = pictures_of(image, count, "picture")[0]
             # as diffusers' image processors: the picture's own size, rounded down
             height, width = (max(unit, side - side % unit) for side in (one.height, one.width))
         height = self.height if height is None else height

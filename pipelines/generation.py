@@ -17,7 +17,6 @@ if TYPE_CHECKING:
 
 MAX_SEED = 2**64 - 1
 
-
 Strengths = float | tuple[float, float]
 
 

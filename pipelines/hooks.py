@@ -1,6 +1,6 @@
 """Plugins around a generation: they see and may change the request, each step's latents, and the result.
 
-A hook is named with its options, as `wildcards:folder=words,seed=3`. Other packages add hooks with an entry point in
+A hook is named with its options, as `wildcards:folder=words`. Other packages add hooks with an entry point in
 the group `vitrify.hooks` that names a subclass of `Hook`; an entry point can add a name, never replace one.
 """
 

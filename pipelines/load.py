@@ -18,6 +18,7 @@ from .diffusion import DiffusionPipeline
 from .families import FAMILIES as DIFFUSION
 from .foreign import foreign_artifact, is_foreign
 from .opening import open_components
+from .settings import PREVIEW
 
 
 class Pipeline(Protocol):
@@ -51,7 +52,7 @@ class Family:
 
 
 FAMILIES: dict[str, Family] = {
-    **{n: Family(DiffusionPipeline, k.required, k.optional) for n, k in DIFFUSION.items()},
+    **{n: Family(DiffusionPipeline, k.required, (*k.optional, PREVIEW)) for n, k in DIFFUSION.items()},
     "image-classification": Family(ClassificationPipeline, ("model",)),
     "controlnet": Family(ControlNet, ("controlnet",)),
 }

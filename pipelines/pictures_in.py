@@ -28,6 +28,11 @@ class Start:
     mask: FloatArray | None
 
 
+def usual_strength(masked: bool) -> float:
+    """How much of a picture is changed where nobody says: as diffusers' pipelines do, all of what a mask covers."""
+    return 1.0 if masked else 0.8
+
+
 def start_of(
     image: Picture | None, mask: Picture | None, strength: float, size: tuple[int, int], count: int
 ) -> Start | None:

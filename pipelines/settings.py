@@ -11,6 +11,7 @@ from .preprocess import ImagePreprocessor
 from .schedulers import EXCHANGEABLE_CLASSES, scheduler_from_config
 
 Config = Mapping[str, Any]
+PREVIEW = "preview_decoder"  # the component, and the folder, of a decoder for previews
 STAND_IN = "ddim"  # draws in place of a scheduler that we do not have; it takes the noise options of each of them
 
 
@@ -59,12 +60,18 @@ def diffusion_settings(
         "tasks": ["inpaint"] if denoiser == 2 * channels + 1 else ["text2img", "img2img", "inpaint"],
         "scheduler": {k: v for k, v in scheduler.items() if k != "_diffusers_version"},
         "latents": {"channels": channels, "scale": scale, "multiple": multiple, "denoiser": denoiser},
-        "vae": {
-            "scaling_factor": float(vae.get("scaling_factor") or 0.18215),
-            "shift_factor": float(vae.get("shift_factor") or 0.0),
-        },
+        "vae": vae_factors(vae),
         "size": [int(height) * scale, int(width) * scale],
         "files": files,
+    }
+
+
+def vae_factors(vae: Config) -> dict[str, float]:
+    """What a VAE's latents are shifted and multiplied by for the denoiser, as diffusers' classes have it by default."""
+    usual = 0.18215 if vae.get("_class_name", "AutoencoderKL") == "AutoencoderKL" else 1.0
+    return {
+        "scaling_factor": float(vae.get("scaling_factor") or usual),
+        "shift_factor": float(vae.get("shift_factor") or 0.0),
     }
 
 

@@ -21,13 +21,16 @@ def tiled(run: Callable[[FloatArray], FloatArray], given: FloatArray, side: int,
     Args:
         run: float32 [1, channels, h, w] -> [1, channels', h', w'].
         given: float32 [1, channels, height, width].
-        side: of a tile of `given`; one that it fits in is run whole. made: the side of what `run` makes of a tile.
+        side: of a tile of `given`; one that it fits in is run whole. made: the side of what `run` makes of a tile. One
+            of the two is a multiple of the other.
     """
     height, width = given.shape[2:]
     if height <= side and width <= side:
         return run(given)
-    stride, blend = int(side * (1 - OVERLAP)), int(made * OVERLAP)
-    kept = made - blend
+    coarse = min(side, made)
+    step = max(1, int(coarse * (1 - OVERLAP)))  # of the coarser grid, so that both strides are the same way
+    stride, kept = step * (side // coarse), step * (made // coarse)
+    blend = made - kept
     bands = []
     above: list[FloatArray] = []
     for top in range(0, height, stride):

@@ -14,7 +14,7 @@ from ..core.errors import BadInput, UsageError
 from .generation import Generation
 from .hooks import Hook
 
-_BLANK = re.compile(r"__([\w-]+(?:/[\w-]+)*)__")
+_BLANK = re.compile(r"__([\w-]+?(?:/[\w-]+?)*)__")  # the shortest: __a__-__b__ is two
 _DEPTH = 8  # a line may hold blanks itself
 
 

@@ -1,7 +1,7 @@
 """What a family of diffusion models adds to the one loop of `pipelines/diffusion.py`.
 
 A class with defaults, not a Protocol: most families differ from Stable Diffusion in two or three of these members, and
-a table in `pipelines/load.py` names the class of each.
+the table in `families/__init__.py` names the class of each.
 """
 
 from __future__ import annotations
@@ -155,7 +155,8 @@ class Family:
         """How many tokens the denoiser sees of latents of (h, w); for schedulers that shift with it. None: no shift."""
         return None
 
-    def skipped_steps(self, steps: int, strength: float) -> int:
+    @classmethod
+    def skipped_steps(cls, steps: int, strength: float) -> int:
         """How many of `steps` a picture that is changed with `strength`, 0 to 1, does not go through.
 
         As `get_timesteps` of diffusers' StableDiffusionImg2ImgPipeline counts.

@@ -12,7 +12,8 @@ class FlowFamily(Family):
     sample = "hidden_states"
     output = "out_hidden_states"
 
-    def skipped_steps(self, steps: int, strength: float) -> int:
+    @classmethod
+    def skipped_steps(cls, steps: int, strength: float) -> int:
         """As `get_timesteps` of diffusers' StableDiffusion3Img2ImgPipeline: what is skipped is rounded down, not what
         is done."""
         return int(max(steps - min(steps * strength, steps), 0))

@@ -99,7 +99,9 @@ class Flux(FlowFamily):
         pixels = below.transpose(0, 2, 4, 1, 3).reshape(n, -1, height, width)
         return np.concatenate([masked, pixels], axis=1)
 
-    def sigmas(self, steps: int) -> FloatArray:
+    def sigmas(self, steps: int) -> FloatArray | None:
+        if not isinstance(steps, int) or steps < 1:
+            return None  # the scheduler refuses them
         return np.linspace(1.0, 1 / steps, steps, dtype=np.float32)
 
     def tokens(self, size: tuple[int, int]) -> int:

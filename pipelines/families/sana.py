@@ -96,15 +96,16 @@ class Sana(FlowFamily):
         self, prompts: Sequence[str], negative: str, size: tuple[int, int], guidance: float
     ) -> Conditioning:
         known = {p: self._states(p, self.instruction) for p in dict.fromkeys(prompts)}
-        states = [known[p] for p in prompts]
+        states, notes = [known[p] for p in prompts], self._notes(list(known), self.instruction)
         if self._guidance_scale:
             told = np.full(len(prompts), guidance * self._guidance_scale, dtype=np.float32)
-            return Conditioning({**_padded(states, _longest(states)), "guidance": told})
+            return Conditioning({**_padded(states, _longest(states)), "guidance": told}, notes=notes)
         if guidance <= 1:
-            return Conditioning(_padded(states, _longest(states)))
+            return Conditioning(_padded(states, _longest(states)), notes=notes)
         unwanted = self._states(negative, "")
         length = _longest([unwanted, *states])
-        return Conditioning(_padded(states, length), _padded([unwanted] * len(prompts), length))
+        notes = (*notes, *self._notes([negative], ""))
+        return Conditioning(_padded(states, length), _padded([unwanted] * len(prompts), length), notes)
 
     def denoiser_inputs(self, sample: FloatArray, timestep: float, rows: Rows) -> dict[str, Array]:
         return super().denoiser_inputs(sample, timestep * self._timestep_scale, rows)
@@ -118,12 +119,22 @@ class Sana(FlowFamily):
 
         As `encode_prompt` of diffusers' SanaPipeline selects them: of the instruction its last token stays too.
         """
-        text = prompt.lower().strip()
-        limit = MAX_TOKENS
-        if instruction:
-            limit += len(self.tokenizer.ids(instruction)) - 2
-        hidden = gemma_states(self.sessions, "text_encoder", self.tokenizer.ids(instruction + text, limit))
+        text, limit = instruction + prompt.lower().strip(), self._limit(instruction)
+        hidden = gemma_states(self.sessions, "text_encoder", self.tokenizer.ids(text, limit))
         return np.concatenate([hidden[:1], hidden[limit - MAX_TOKENS + 1 :]])
+
+    def _limit(self, instruction: str) -> int:
+        """How many tokens the encoder reads of a prompt with this before it."""
+        return MAX_TOKENS + (len(self.tokenizer.ids(instruction)) - 2 if instruction else 0)
+
+    def _notes(self, prompts: Sequence[str], instruction: str) -> tuple[str, ...]:
+        """One line for each prompt that is not read to its end."""
+        notes, limit = [], self._limit(instruction)
+        for prompt in prompts:
+            cut = len(self.tokenizer.ids(instruction + prompt.lower().strip())) - limit
+            if cut > 0:
+                notes.append(f"Gemma reads {MAX_TOKENS} tokens: the last {cut} of {prompt[:40]!r}... are left out")
+        return tuple(notes)
 
 
 def _longest(states: Sequence[FloatArray]) -> int:

@@ -49,9 +49,8 @@ def t5_notes(tokenizer: PromptTokenizer, prompts: Sequence[str]) -> tuple[str, .
     for prompt in dict.fromkeys(prompts):
         tokens = tokenizer.encode(_BREAK.sub(" ", prompt)).ids
         if len(tokens) > 1:
-            cut = int((tokens[1:] != tokenizer.pad).sum()) - (
-                len(tokens) - 1
-            )  # each chunk ends with a token of its own
+            ends = len(tokens) - 1  # each chunk ends with a token of its own
+            cut = int((tokens[1:] != tokenizer.pad).sum()) - ends
             notes.append(
                 f"T5 reads {tokenizer.max_length - 1} tokens: the last {cut} of {prompt[:40]!r}... are left out"
             )

@@ -41,7 +41,8 @@ def describe_components(components: Mapping[str, Component]) -> str:
         made = _architecture(layers)
         if made == "a UNet":
             given = components[name].inputs.get("encoder_hidden_states")
-            made = _WIDTHS.get(int(given.shape[-1]), made) if given is not None else made
+            width = None if given is None else given.shape[-1]
+            made = _WIDTHS.get(width, made) if isinstance(width, int) else made
         return f"this model is {made}" if made else f"this model's {name} is another one"
     return f"this model has {', '.join(components)}"
 

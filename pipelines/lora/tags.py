@@ -9,7 +9,7 @@ from pathlib import Path
 
 from ...core.errors import BadInput
 
-_TAG = re.compile(r"[ \t]*<lora:(?P<inside>[^<>]*)>", re.IGNORECASE)
+_TAG = re.compile(r"(?<![ \t])[ \t]*<lora:(?P<inside>[^<>]*)>", re.IGNORECASE)
 _FIX = "Write <lora:NAME:0.8>, or <lora:NAME:0.5:0.8> with the text encoders' strength first."
 _ENDING = ".safetensors"
 

@@ -120,6 +120,7 @@ def test_several_controlnets_and_some_of_them_compiled(
     for number, folder in enumerate(net_artifacts):
         bridge.wrap(pipe, folder, device="cpu", components=[f"controlnet.{number}"])
         same(drawn(pipe, **given), wanted)
+    assert {"unet", "controlnet.0", "controlnet.1"} <= set(pipe.vitrify.placement)
     with pytest.raises(UsageError, match="no controlnet to wrap"):
         bridge.wrap(pipe, net_artifacts[0], device="cpu", components=["controlnet"])
 

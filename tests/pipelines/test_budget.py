@@ -60,6 +60,7 @@ def test_components_in_turn_draw_the_same_picture(diffusion_artifact: Path) -> N
         assert result.memory["peak"] > 0
         assert "text_encoder closed for unet" in result.memory["done"]
         assert "unet called once a row" in result.memory["done"]
+        assert result.placement == plain.placement, "what was closed ran too"
         for mine, other in zip(result.images, plain.images, strict=True):
             assert psnr(np.asarray(mine), np.asarray(other)) >= 50
     assert "unet" not in list(pipeline.sessions) or len(list(pipeline.sessions)) == 1
@@ -82,6 +83,9 @@ def test_tiles_are_as_large_as_what_is_left() -> None:
     assert tight.notes == ["vae_decoder in tiles of 384x384 pixels"]
     assert tight.needs("vae_decoder") == 200 + 384 * 384 * VAE_PIXEL
     assert budget(0).tile("vae_decoder", (512, 512)) == 256
+    chosen = budget(0)
+    assert chosen.tile("vae_decoder", (1024, 320), 512) == 512
+    assert (chosen.notes, chosen.work) == ([], {"vae_decoder": 512 * 320 * VAE_PIXEL})
 
 
 def test_the_command_tells_what_was_done(diffusion_artifact: Path, tmp_path: Path, vitrify: Callable[..., Any]) -> None:

@@ -121,6 +121,11 @@ def test_the_models_own_scheduler_negative_prompt_batch_and_other_sides(ours: Di
     assert psnr(np.asarray(plain.images[0]), expected[0]) < 40, "the negative prompt did nothing"
 
 
+def test_a_negative_prompt_that_is_not_read_is_told(ours: DiffusionPipeline) -> None:
+    notes = [ours.generate(PROMPT, negative_prompt="leaf", steps=1, guidance=g).notes for g in (1.0, 3.0)]
+    assert notes == [("The negative prompt is not read: guidance is off, or this model has none.",), ()]
+
+
 def test_without_guidance_a_step_costs_half(diffusion_artifact: Path, theirs: Any) -> None:
     pipeline = vitrify.load(diffusion_artifact, "cpu")
     watched = pipeline.sessions["unet"] = Watched(pipeline.sessions["unet"])
@@ -230,6 +235,7 @@ def test_what_ran_where_and_for_how_long_is_told(ours: DiffusionPipeline) -> Non
         ({"seed": 1.5}, BadInput, "random"),
         ({"seed": float("nan")}, BadInput, "random"),
         ({"seed": float("inf")}, BadInput, "random"),
+        ({"image": []}, BadInput, "one for each"),
     ],
 )
 def test_what_makes_no_sense_is_refused(

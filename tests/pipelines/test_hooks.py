@@ -12,6 +12,7 @@ import pytest
 import vitrify
 from vitrify.core.errors import BadInput, MissingDependency, UsageError
 from vitrify.pipelines.diffusion import DiffusionPipeline
+from vitrify.pipelines.generation import Generation
 from vitrify.pipelines.hooks import hook_names, hooks_of
 
 PLUGIN = """
@@ -64,11 +65,17 @@ def words(tmp_path: Path) -> Path:
     return folder
 
 
+def request_of(prompt: str) -> Generation:
+    return Generation((prompt,), (0,), "", None, None, 1, 1.0, None, "cpu")
+
+
 def test_wildcards_fill_blanks_by_the_pictures_seed(pipeline: DiffusionPipeline, words: Path) -> None:
     hooks = hooks_of([f"wildcards:folder={words}"])
     result = pipeline.generate("__thing__, __fruit/small__", steps=1, seed=0, batch=8, hooks=hooks)
     prompts = [one["prompt"] for one in result.parameters]
     assert set(prompts) == {"a red apple, cherry", "a green apple, cherry"}
+    beside = hooks[0].before(request_of("__fruit/small__-__fruit/small____fruit/small__"))
+    assert beside.prompts == ("cherry-cherrycherry",)
     again = pipeline.generate("__thing__, __fruit/small__", steps=1, seed=3, hooks=hooks)
     assert again.parameters[0]["prompt"] == prompts[3], "the same seed draws the same words"
     assert np.array_equal(np.asarray(again.images[0]), np.asarray(result.images[3]))

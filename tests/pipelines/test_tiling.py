@@ -65,3 +65,14 @@ def test_what_fits_a_tile_is_done_whole() -> None:
     assert calls == [(1, 2, 4, 4)]
     # what changes nothing comes out as it went in, however it is cut
     assert np.allclose(tiled(run, np.ones((1, 1, 13, 7), np.float32), 4, 4), 1)
+
+
+@pytest.mark.parametrize("side", [1, 2, 3, 5, 10])
+def test_tiles_that_a_quarter_does_not_divide_lie_where_they_belong(side: int) -> None:
+    """A ramp, enlarged by 8 and made smaller again: no pixel moves, and none is missing."""
+    small = np.tile(np.arange(23, dtype=np.float32), (1, 1, 17, 1))
+    large = small.repeat(8, 2).repeat(8, 3)
+    found = tiled(lambda part: part.repeat(8, 2).repeat(8, 3), small, side, side * 8)
+    np.testing.assert_allclose(found, large, atol=1e-4)
+    found = tiled(lambda part: part[:, :, ::8, ::8], large, side * 8, side)
+    np.testing.assert_allclose(found, small, atol=1e-4)

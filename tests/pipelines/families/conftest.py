@@ -30,6 +30,14 @@ class Theirs:
     parts: Mapping[str, Any]
     options: Mapping[str, Any] = field(default_factory=dict)
 
+    def pipe(self, task: str, scheduler: Any = None) -> Any:
+        """The pipeline of a task, with a fresh scheduler: they remember their last run."""
+        own = scheduler or self.parts["scheduler"]
+        fresh = type(own).from_config(own.config)
+        pipe = self.kinds[task](**{**self.parts, "scheduler": fresh}, **self.options)
+        pipe.set_progress_bar_config(disable=True)
+        return pipe
+
     def draw(
         self,
         prompts: Sequence[str],
@@ -48,11 +56,7 @@ class Theirs:
         """The pictures of one request, in our words; scheduler: an object of diffusers, or the model's own."""
         import torch
 
-        task = "text2img" if image is None else "img2img" if mask is None else "inpaint"
-        own = scheduler or self.parts["scheduler"]
-        fresh = type(own).from_config(own.config)  # schedulers remember their last run
-        pipe = self.kinds[task](**{**self.parts, "scheduler": fresh}, **self.options)
-        pipe.set_progress_bar_config(disable=True)
+        pipe = self.pipe("text2img" if image is None else "img2img" if mask is None else "inpaint", scheduler)
         given: dict[str, Any] = {"width": width, "height": height}
         if image is not None:
             images = [image] * len(prompts) if isinstance(image, Image.Image) else list(image)
@@ -92,6 +96,49 @@ def same_as_diffusers() -> Callable[..., None]:
             assert psnr(np.asarray(one), wanted) >= 45
 
     return check
+
+
+@pytest.fixture
+def same_with_lora(tmp_path: Path) -> Callable[..., None]:
+    """same_with_lora(pipe, ours, theirs): a LoRA of the denoiser does to ours what it does to diffusers' `pipe`, 45 dB.
+
+    ours(loras) and theirs() draw one picture; taken off again, ours draws the plain one to the last bit.
+    """
+
+    def check(pipe: Any, ours: Callable[[dict[str, float]], np.ndarray], theirs: Callable[[], np.ndarray]) -> None:
+        path = save_lora(pipe, tmp_path / "style.safetensors")
+        plain = ours({})
+        given = ours({str(path): 0.8})
+        pipe.load_lora_weights(path, adapter_name="style")
+        try:
+            pipe.set_adapters(["style"], [0.8])
+            wanted = theirs()
+        finally:
+            pipe.unload_lora_weights()
+        assert wanted.std() > 10, "a grey square would prove nothing"
+        assert psnr(plain, wanted) < 35, "a LoRA that changes nothing would prove nothing"
+        assert psnr(given, wanted) >= 45
+        np.testing.assert_array_equal(ours({}), plain)
+
+    return check
+
+
+def save_lora(pipe: Any, path: Path, rank: int = 3) -> Path:
+    """A random LoRA of the denoiser's attention, named as PEFT and diffusers name it."""
+    import torch
+    from safetensors.torch import save_file
+
+    component = "unet" if "unet" in pipe.components else "transformer"
+    generator, tensors = torch.Generator().manual_seed(17), {}
+    for name, module in pipe.components[component].named_modules():
+        if isinstance(module, torch.nn.Linear) and name.endswith(("to_q", "to_k", "to_v", "to_out.0")):
+            size = 0.5 * float(module.weight.std()) * rank**-0.5
+            down = torch.randn(rank, module.in_features, generator=generator)
+            up = torch.randn(module.out_features, rank, generator=generator) * size
+            tensors |= {f"{component}.{name}.lora_A.weight": down, f"{component}.{name}.lora_B.weight": up}
+    assert tensors
+    save_file(tensors, path)
+    return path
 
 
 @pytest.fixture(scope="session")

@@ -32,7 +32,7 @@ KINDS = {
     "img2img": diffusers.FluxImg2ImgPipeline,
     "inpaint": diffusers.FluxInpaintPipeline,
 }
-TOKENS = {"dev": 512, "schnell": 256, "fill": 512}
+TOKENS = {"dev": 512, "schnell": 256, "fill": 512, "tiny vae": 512}
 
 
 def read(kind: Any, tokens: int) -> Any:
@@ -43,6 +43,13 @@ def read(kind: Any, tokens: int) -> Any:
             return super().__call__(*given, width=width, height=height, max_sequence_length=tokens, **options)
 
     return Reads
+
+
+def tiny_vae() -> Any:
+    return diffusers.AutoencoderTiny(
+        encoder_block_out_channels=(8, 8), decoder_block_out_channels=(8, 8), num_encoder_blocks=(1, 1),
+        num_decoder_blocks=(1, 1), latent_channels=16,
+    )  # fmt: skip
 
 
 def pipeline(words: Callable[..., Any], t5_words: Any, name: str) -> Any:
@@ -71,7 +78,7 @@ def pipeline(words: Callable[..., Any], t5_words: Any, name: str) -> Any:
     return kind(
         transformer=transformer,
         scheduler=diffusers.FlowMatchEulerDiscreteScheduler(**shift),
-        vae=vae,
+        vae=tiny_vae() if name == "tiny vae" else vae,
         text_encoder=transformers.CLIPTextModel(clip),
         tokenizer=words(),
         text_encoder_2=transformers.T5EncoderModel(t5),
@@ -104,7 +111,7 @@ def test_one_export_draws_all_sizes_and_batches(
     loaded: Any, cell: Any, same_as_diffusers: Any, name: str, steps: int, guidance: float
 ) -> None:
     ours, theirs = loaded(name)
-    cell("flux", "text2img", ours.placement["transformer"]["runtime"])
+    cell("flux", "few steps" if name == "schnell" else "text2img", ours.placement["transformer"]["runtime"])
     assert (ours.steps, ours.guidance) == (steps, guidance)
     same_as_diffusers(ours, theirs, [APPLE], **SMALL)
     same_as_diffusers(ours, theirs, [APPLE, CAR], **SMALL | {"width": 64, "height": 72, "guidance": 1.5})
@@ -135,7 +142,7 @@ def test_a_part_of_a_picture_is_drawn_anew(
     loaded: Any, cell: Any, same_as_diffusers: Any, photo: Any, half_mask: Any, name: str, strength: float
 ) -> None:
     ours, theirs = loaded(name)
-    cell("flux", "inpaint", ours.placement["transformer"]["runtime"])
+    cell("flux", "inpainting model" if name == "fill" else "inpaint", ours.placement["transformer"]["runtime"])
     request = SMALL | {"mask": half_mask(48, 32), "strength": strength, "steps": 5}
     same_as_diffusers(ours, theirs, [APPLE], image=photo(48, 32), **request)
     same_as_diffusers(ours, theirs, [APPLE, CAR], image=[photo(48, 32, 1), photo(48, 32, 2)], **request)
@@ -150,6 +157,25 @@ def test_fill_is_told_what_to_keep(loaded: Any, photo: Any, half_mask: Any) -> N
     whole = Image.new("L", (48, 32), 255)
     one, other = (np.asarray(ours.generate(APPLE, mask=m, **request).images[0]) for m in (whole, half_mask(48, 32)))
     assert psnr(one, other) < 40
+
+
+def test_a_lora_does_what_it_does_in_diffusers(loaded: Any, same_with_lora: Any, cell: Any) -> None:
+    ours, theirs = loaded("dev")
+    cell("flux", "LoRA", ours.placement["transformer"]["runtime"])
+    same_with_lora(
+        theirs.pipe("text2img"),
+        lambda loras: np.asarray(ours.generate(APPLE, loras=loras, **SMALL).images[0]),
+        lambda: theirs.draw([APPLE], **SMALL)[0],
+    )
+
+
+def test_a_tiny_autoencoder_takes_the_place_of_the_vae(
+    loaded: Any, same_as_diffusers: Any, photo: Any, cell: Any
+) -> None:
+    ours, theirs = loaded("tiny vae")
+    cell("flux", "tiny VAE", ours.placement["transformer"]["runtime"])
+    same_as_diffusers(ours, theirs, [APPLE, CAR], **SMALL)
+    same_as_diffusers(ours, theirs, [APPLE], image=photo(48, 32), **SMALL | {"steps": 5, "strength": 0.8})
 
 
 def test_a_prompt_is_cut_where_t5_ends_and_that_is_told(loaded: Any) -> None:
@@ -177,6 +203,12 @@ def test_sides_are_multiples_of_a_token(loaded: Any) -> None:
     ours, _ = loaded("dev")
     with pytest.raises(BadInput, match="50, not a multiple of 4"):
         ours.generate(APPLE, width=50, height=32, steps=2)
+
+
+@pytest.mark.parametrize("steps", [0, -1, 2.5])
+def test_steps_that_make_no_sense_are_refused(loaded: Any, steps: Any) -> None:
+    with pytest.raises(BadInput, match="number of steps"):
+        loaded("dev")[0].generate(APPLE, width=48, height=32, steps=steps)
 
 
 def test_packing_is_that_of_diffusers() -> None:

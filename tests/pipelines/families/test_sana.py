@@ -157,6 +157,15 @@ def test_two_pictures_in_another_size_without_guidance(ours: Any, loaded: Any) -
     same(result.images, drawn(loaded[1], [APPLE, CAR], **request))
 
 
+def test_a_lora_does_what_it_does_in_diffusers(ours: Any, loaded: Any, same_with_lora: Any, cell: Any) -> None:
+    cell("sana", "LoRA", loaded[2])
+    same_with_lora(
+        loaded[1],
+        lambda loras: np.asarray(ours.generate(APPLE, loras=loras, **SMALL).images[0]),
+        lambda: drawn(loaded[1], [APPLE], **SMALL)[0],
+    )
+
+
 def test_without_the_instruction(ours: Any, loaded: Any) -> None:
     told = ours.generate([APPLE, CAR], **SMALL).images
     ours.family.instruction = ""
@@ -171,7 +180,11 @@ def test_of_a_long_prompt_the_same_is_read(ours: Any, loaded: Any, instruction: 
     ours.family.instruction = instruction
     request = {**SMALL, "steps": 2}
     told = {} if instruction else {"complex_human_instruction": None}
-    same(ours.generate([LONG, CAR], **request).images, drawn(loaded[1], [LONG, CAR], **request, **told))
+    result = ours.generate([LONG, CAR], **request)
+    same(result.images, drawn(loaded[1], [LONG, CAR], **request, **told))
+    cut = len(ours.family.tokenizer.ids(instruction + LONG.lower())) - ours.family._limit(instruction)
+    (note,) = result.notes
+    assert f"Gemma reads 300 tokens: the last {cut} of {LONG[:40]!r}" in note
 
 
 def test_the_instruction_and_the_defaults_are_those_of_diffusers(ours: Any) -> None:

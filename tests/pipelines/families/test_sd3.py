@@ -29,7 +29,9 @@ SMALL = {"width": 48, "height": 32, "steps": 4, "guidance": 5.0, "seed": 7}
 MODELS: dict[str, dict[str, Any]] = {
     "3": {},
     "3.5": {"t5": False, "dual": (0,), "norm": "rms_norm", "dynamic": True},
+    "tiny vae": {"t5": False, "dual": (0,), "norm": "rms_norm", "dynamic": True, "small_vae": True},
 }
+OWN_VAE = ("3", "3.5")
 
 
 class Inpaint(diffusers.StableDiffusion3InpaintPipeline):  # type: ignore[misc]
@@ -58,6 +60,13 @@ def text(width: int, layers: int, act: str, projection: int) -> Any:
     )  # fmt: skip
 
 
+def tiny_vae() -> Any:
+    return diffusers.AutoencoderTiny(
+        encoder_block_out_channels=(8, 8), decoder_block_out_channels=(8, 8), num_encoder_blocks=(1, 1),
+        num_decoder_blocks=(1, 1), latent_channels=16,
+    )  # fmt: skip
+
+
 def pipeline(
     words: Callable[..., Any],
     t5_words: Any,
@@ -66,6 +75,7 @@ def pipeline(
     dual: tuple[int, ...] = (),
     norm: str | None = None,
     dynamic: bool = False,
+    small_vae: bool = False,
 ) -> Any:
     """dual: layers with a second attention. norm: of queries and keys. dynamic: shift by the picture's size."""
     torch.manual_seed(3)
@@ -89,7 +99,7 @@ def pipeline(
     return diffusers.StableDiffusion3Pipeline(
         transformer=transformer,
         scheduler=diffusers.FlowMatchEulerDiscreteScheduler(**shift),
-        vae=vae,
+        vae=tiny_vae() if small_vae else vae,
         text_encoder=transformers.CLIPTextModelWithProjection(text(32, 3, "quick_gelu", 24)),
         tokenizer=words(),
         text_encoder_2=transformers.CLIPTextModelWithProjection(text(24, 2, "gelu", 16)),
@@ -117,7 +127,7 @@ def tiny(
     return model
 
 
-@pytest.mark.parametrize("name", MODELS)
+@pytest.mark.parametrize("name", OWN_VAE)
 def test_one_export_draws_all_sizes_and_batches(loaded: Any, cell: Any, same_as_diffusers: Any, name: str) -> None:
     ours, theirs = loaded(name)
     cell("sd3", "text2img", ours.placement["transformer"]["runtime"])
@@ -128,13 +138,15 @@ def test_one_export_draws_all_sizes_and_batches(loaded: Any, cell: Any, same_as_
     assert psnr(np.asarray(one), np.asarray(other)) < 40
 
 
-def test_without_guidance_a_step_is_one_row_a_picture(loaded: Any, same_as_diffusers: Any) -> None:
+def test_without_guidance_a_step_is_one_row_a_picture(loaded: Any, same_as_diffusers: Any, cell: Any) -> None:
+    """As the turbo models are used."""
     ours, theirs = loaded("3.5")
+    cell("sd3", "few steps", ours.placement["transformer"]["runtime"])
     same_as_diffusers(ours, theirs, [APPLE, CAR], **SMALL | {"guidance": 1.0})
 
 
 @pytest.mark.parametrize("strength", [0.3, 0.8, 1.0])
-@pytest.mark.parametrize("name", MODELS)
+@pytest.mark.parametrize("name", OWN_VAE)
 def test_a_picture_is_changed(
     loaded: Any, cell: Any, same_as_diffusers: Any, photo: Any, name: str, strength: float
 ) -> None:
@@ -148,7 +160,7 @@ def test_a_picture_is_changed(
 
 
 @pytest.mark.parametrize("strength", [0.6, 1.0])
-@pytest.mark.parametrize("name", MODELS)
+@pytest.mark.parametrize("name", OWN_VAE)
 def test_a_part_of_a_picture_is_drawn_anew(
     loaded: Any, cell: Any, same_as_diffusers: Any, photo: Any, half_mask: Any, name: str, strength: float
 ) -> None:
@@ -157,6 +169,25 @@ def test_a_part_of_a_picture_is_drawn_anew(
     request = SMALL | {"mask": half_mask(48, 32), "strength": strength, "steps": 5}
     same_as_diffusers(ours, theirs, [APPLE], image=photo(48, 32), **request)
     same_as_diffusers(ours, theirs, [APPLE, CAR], image=[photo(48, 32, 1), photo(48, 32, 2)], **request)
+
+
+def test_a_lora_does_what_it_does_in_diffusers(loaded: Any, same_with_lora: Any, cell: Any) -> None:
+    ours, theirs = loaded("3.5")
+    cell("sd3", "LoRA", ours.placement["transformer"]["runtime"])
+    same_with_lora(
+        theirs.pipe("text2img"),
+        lambda loras: np.asarray(ours.generate(APPLE, loras=loras, **SMALL).images[0]),
+        lambda: theirs.draw([APPLE], **SMALL)[0],
+    )
+
+
+def test_a_tiny_autoencoder_takes_the_place_of_the_vae(
+    loaded: Any, same_as_diffusers: Any, photo: Any, cell: Any
+) -> None:
+    ours, theirs = loaded("tiny vae")
+    cell("sd3", "tiny VAE", ours.placement["transformer"]["runtime"])
+    same_as_diffusers(ours, theirs, [APPLE, CAR], **SMALL)
+    same_as_diffusers(ours, theirs, [APPLE], image=photo(48, 32), **SMALL | {"steps": 5, "strength": 0.8})
 
 
 def test_t5_changes_the_picture_and_its_weights_do(loaded: Any) -> None:

@@ -208,6 +208,16 @@ def test_a_tiny_autoencoder_takes_the_place_of_the_vae(
     same_as_diffusers(ours, theirs, [APPLE], scheduler=("euler_a", ancestral), **request)
 
 
+def test_a_lora_does_what_it_does_in_diffusers(loaded: Any, same_with_lora: Any, cell: Any) -> None:
+    ours, theirs = loaded("base")
+    cell("sdxl", "LoRA", ours.placement["unet"]["runtime"])
+    same_with_lora(
+        theirs.pipe("text2img"),
+        lambda loras: np.asarray(ours.generate(APPLE, loras=loras, **SMALL).images[0]),
+        lambda: theirs.draw([APPLE], **SMALL)[0],
+    )
+
+
 def test_a_consistency_model_is_told_the_guidance(
     clip_words: Any, save_tiny: Any, theirs_of: Any, same_as_diffusers: Any, tmp_path: Path
 ) -> None:

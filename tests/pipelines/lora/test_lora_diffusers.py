@@ -155,12 +155,13 @@ def test_half_precision_files(
     check(artifact, theirs, [LoraUse(read_lora(tmp_path / "half.safetensors"))], encoder_inputs)
 
 
-def draw(artifact: Artifact, uses: list[LoraUse]) -> tuple[np.ndarray, dict[str, int]]:
+def draw(artifact: Artifact, uses: list[LoraUse], runtime: str = "onnx") -> tuple[np.ndarray, dict[str, int]]:
     """A picture, and how many of each component's layers got a branch."""
     changed = lora_overrides(artifact.components, uses)
     branches = {n: sum(isinstance(v, LowRank) for v in c.values()) for n, c in changed.items()}
+    backend, options = load_runtime(runtime), Options(threads=1)
     sessions = {
-        name: load_runtime("onnx").open(artifact.components[name], Device("cpu"), Options(threads=1), changed.get(name))
+        name: backend.open(artifact.components[name], Device("cpu"), options, changed.get(name))
         for name in ("text_encoder", "unet", "vae_decoder")
     }
     pipeline: Any = pipeline_of(artifact, sessions)
@@ -168,12 +169,15 @@ def draw(artifact: Artifact, uses: list[LoraUse]) -> tuple[np.ndarray, dict[str,
     return np.asarray(result.images[0]), branches
 
 
+@pytest.mark.parametrize("runtime", ["onnx", "openvino"])
 def test_a_picture_is_the_one_that_diffusers_draws(
-    artifact: Artifact, theirs: Any, factors: Any, save_kohya: Any
+    artifact: Artifact, theirs: Any, factors: Any, save_kohya: Any, runtime: str, cell: Any
 ) -> None:
+    pytest.importorskip(runtime if runtime == "openvino" else "onnxruntime", reason=f"the runtime {runtime} needs it")
+    cell("sd", "LoRA", runtime)
     path = save_kohya(factors(6, rank=4, size=0.1), alpha=4.0)
-    plain, _ = draw(artifact, [])
-    given, branches = draw(artifact, [LoraUse(read_lora(path), 0.8)])
+    plain, _ = draw(artifact, [], runtime)
+    given, branches = draw(artifact, [LoraUse(read_lora(path), 0.8)], runtime)
     assert not any(branches.values())
     theirs.load_lora_weights(path, adapter_name="style")
     theirs.set_adapters(["style"], [0.8])
@@ -182,7 +186,7 @@ def test_a_picture_is_the_one_that_diffusers_draws(
     assert wanted.std() > 10
     assert psnr(plain, wanted) < 30, "a LoRA that changes nothing would prove nothing"
     assert psnr(given, wanted) >= 45
-    np.testing.assert_array_equal(draw(artifact, [])[0], plain)
+    np.testing.assert_array_equal(draw(artifact, [], runtime)[0], plain)
 
 
 def test_a_picture_of_a_quantized_model_is_as_near_as_without_a_lora(
