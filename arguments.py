@@ -57,7 +57,7 @@ PredictionType = Annotated[
     ),
 ]
 Control = Annotated[
-    bool, typer.Option("--control", help="Let the UNet take ControlNets; without one it draws as before.")
+    bool, typer.Option("--control", help="Let the denoiser take ControlNets; without one it draws as before.")
 ]
 Tome = Annotated[
     float | None,

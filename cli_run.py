@@ -138,7 +138,7 @@ def artifact_of(
 ) -> Artifact:
     """The artifact that a command's first argument names, exported first where it is a model.
 
-    control: its UNet shall take a ControlNet's residuals. changes: what else its export changes.
+    control: its denoiser shall take a ControlNet's residuals. changes: what else its export changes.
     The rest is as the options of these names have it.
     """
     from .export.changed import NO_CHANGES

@@ -31,6 +31,10 @@ _WHY = {
     "image_embeds": "IP-Adapters are not compiled: keep the UNet in PyTorch (components=...).",
     DOWN: "Export the model with its ControlNet inputs: vitrify export --control.",
     MIDDLE: "Export the model with its ControlNet inputs: vitrify export --control.",
+    **dict.fromkeys(
+        ("block_controlnet_hidden_states", "controlnet_block_samples", "controlnet_single_block_samples"),
+        "A transformer's ControlNet does not run inside diffusers with it: use vitrify generate --controlnet.",
+    ),
 }
 
 

@@ -15,6 +15,7 @@ import torch
 from ..core.errors import BadInput
 from ..core.progress import Event, Report
 from ..core.publish import disk_errors
+from ..export.families.controlnet_flow import CLASSES
 from ..export.families.pipelines import PIPELINES
 from ..export.source import Source, open_source
 from ..runtimes.torch.modules import no_bars, quiet_imports
@@ -119,11 +120,21 @@ class ControlOrigin:
 
 
 def controls_of(pipe: Any) -> list[ControlOrigin]:
-    """The ControlNets of a pipeline, each under the name that `wrap` knows it by."""
+    """The ControlNets of a pipeline, each under the name that `wrap` knows it by.
+
+    Raises:
+        BadInput: they are of a kind that a pipeline of diffusers does not run compiled.
+    """
     module = pipe.components.get("controlnet")
     if module is None:
         return []
     nets = getattr(module, "nets", None)
+    name = str(plain_config(module if nets is None else nets[0]).get("_class_name"))
+    if name in CLASSES:
+        raise BadInput(
+            f"{type(pipe).__name__} has a {name}, which is not compiled inside diffusers.",
+            "Compile the pipeline without it, or export both: vitrify export --control, vitrify generate --controlnet.",
+        )
     if nets is None:
         return [ControlOrigin("controlnet", module)]
     return [ControlOrigin(f"controlnet.{number}", net) for number, net in enumerate(nets)]

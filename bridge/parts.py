@@ -9,7 +9,7 @@ from typing import Any
 import torch
 
 from ..core.errors import BadArtifact
-from ..pipelines.control import MIDDLE
+from ..pipelines.control import MIDDLE, is_residual
 from ..runtimes.base import Session
 from .configs import AUTOENCODER, names_in
 from .denoising import controlnet_call, denoiser_call
@@ -73,7 +73,7 @@ def _methods(
     if MIDDLE in graph.outputs:
         pooled = bool(getattr(config, "global_pool_conditions", False))
         return lambda place: {"forward": controlnet_call(cls, ask(names[0]), component, pooled)}
-    if "timestep" in graph.inputs:
+    if "timestep" in graph.inputs and not any(map(is_residual, graph.outputs)):  # else of a transformer's ControlNet
         return lambda place: {"forward": denoiser_call(cls, ask(names[0]), component)}
     raise BadArtifact(
         f"{component} of {opened.artifact.root} takes {', '.join(graph.inputs)}: no part of a diffusers pipeline.",

@@ -253,7 +253,7 @@ def compile_model(
         keep_failed: publish also what is below the recipe's tolerance, marked as failed.
         precision, compute_capability: of plans. revision, variant, token, offline: of a hub id.
         config, prediction_type: of a single checkpoint, see `open_single_file`.
-        control: of a model: its UNet shall take a ControlNet's residuals.
+        control: of a model: its denoiser shall take a ControlNet's residuals.
         tome, vae, preview_vae: of a model: see `export_model`.
 
     Raises:

@@ -103,7 +103,7 @@ class ExportJob:
 
     verify: True proves the numbers always, False never, None where that needs less than 1 GB.
     graphs: an artifact of the same architecture whose graphs are taken; None traces them or takes them from the cache.
-    control: its UNet shall take a ControlNet's residuals.
+    control: its denoiser shall take a ControlNet's residuals.
     """
 
     source: Source
@@ -265,7 +265,7 @@ def export_model(
     Args:
         config, prediction_type: of a single checkpoint, see `open_single_file`.
         graph_from: an artifact of the same architecture, whose graphs are taken instead of traced.
-        control: its UNet shall take a ControlNet's residuals.
+        control: its denoiser shall take a ControlNet's residuals.
         tome: the share of tokens that its UNet merges before self-attention at the highest resolution, 0 to 0.75.
         vae: a folder or hub id, of the VAE to take in place of the source's.
         preview_vae: likewise, of a VAE whose decoder draws previews.

@@ -43,7 +43,7 @@ def artifact_for(
     Args:
         revision, variant, token, offline: of a source, as `find_source` takes them.
         config, prediction_type: of a single checkpoint, see `open_single_file`.
-        control: its UNet shall take a ControlNet's residuals.
+        control: its denoiser shall take a ControlNet's residuals.
         changes: what else the export changes of it.
 
     Raises:
@@ -119,7 +119,7 @@ def _opened(folder: Path, options: Mapping[str, str | None], control: bool, chan
 def artifact_key(source: Source, control: bool = False) -> str:
     """The key of a source's artifact: whatever would make it another one.
 
-    control: its UNet takes a ControlNet's residuals.
+    control: its denoiser takes a ControlNet's residuals.
 
     Configs and tokenizers enter by what they hold, weights by size and time, for they are gigabytes.
     """

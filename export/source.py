@@ -11,10 +11,12 @@ from typing import Any
 from ..core.errors import BadInput, UsageError
 from ..core.json_file import read_json_object
 from ..core.safetensors_header import TensorEntry, open_checkpoint
+from ..pipelines.control import is_residual
 from .families import classifier, controlnet, pipelines
 from .spec import ComponentSpec
 
 PREPROCESSOR = "preprocessor_config.json"
+_DENOISERS = ("unet", "transformer")
 
 
 @dataclass(frozen=True)
@@ -125,24 +127,24 @@ def describe_source(folder: Path, given: str) -> Described:
 
 
 def with_residuals(source: Source) -> Source:
-    """The source, its UNet with the residuals of a ControlNet as further inputs.
+    """The source, its denoiser with the residuals of a ControlNet as further inputs.
 
     Raises:
-        UsageError: it has no UNet.
+        UsageError: it has no denoiser.
     """
-    if not any(part.spec.name == "unet" for part in source.components):
-        raise UsageError(f"{source.given} has no UNet, so it takes no ControlNet.", "Leave --control out.")
+    if not any(part.spec.name in _DENOISERS for part in source.components):
+        raise UsageError(f"{source.given} has no denoiser, so it takes no ControlNet.", "Leave --control out.")
     changed = (
-        replace(part, spec=controlnet.with_control(part.spec)) if part.spec.name == "unet" else part
+        replace(part, spec=controlnet.with_control(part.spec)) if part.spec.name in _DENOISERS else part
         for part in source.components
     )
     return replace(source, components=tuple(changed))
 
 
 def control_settings(source: Source) -> dict[str, Any]:
-    """What the manifest says of a source whose UNet takes residuals."""
-    config = next(part.config for part in source.components if part.spec.name == "unet")
-    return {"residuals": len(controlnet.residual_shapes(config))}
+    """What the manifest says of a source whose denoiser takes residuals."""
+    part = next(part for part in source.components if part.spec.name in _DENOISERS)
+    return {"residuals": sum(map(is_residual, part.spec.inputs(part.config)))}
 
 
 def check_supported(given: str, root: str, index: Mapping[str, Any]) -> None:
@@ -202,7 +204,7 @@ def _classifier(folder: Path, given: str, index: dict[str, Any]) -> Described:
 
 
 def _controlnet(folder: Path, given: str, index: dict[str, Any]) -> Described:
-    parts = tuple(described_part(folder, spec) for spec in controlnet.CONTROLNET)
+    parts = tuple(described_part(folder, spec) for spec in controlnet.controlnet_specs(index))
     return Described("controlnet", str(index["_class_name"]), index, parts)
 
 

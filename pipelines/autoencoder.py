@@ -43,16 +43,20 @@ class Autoencoder:
         self.scaling, self.shift = np.float32(settings["scaling_factor"]), np.float32(settings["shift_factor"])
         self.channels = channels
 
-    def encode(self, pixels: FloatArray, noise: Generator) -> FloatArray:
+    def encode(self, pixels: FloatArray, noise: Generator | None, *, shifted: bool = True) -> FloatArray:
         """Pictures, float32 [n, 3, height, width] in -1..1, to latents, float32 [n, channels, h, w].
 
         An encoder that gives means and log variances is sampled from (Kingma and Welling, arXiv 1312.6114).
+
+        Args:
+            noise: what samples are drawn with; None: the means are taken.
+            shifted: whether the VAE's shift is taken off.
 
         Raises:
             BadInput: the artifact has no encoder.
         """
         if "vae_encoder" not in self.sessions:
-            raise BadInput("This artifact has no vae_encoder, so it starts from no picture.", "Export it again.")
+            raise BadInput("This artifact has no vae_encoder, so it reads no picture.", "Export it again.")
         tile = self._tile("vae_encoder", pixels.shape[2:])
         session = self.sessions["vae_encoder"]
 
@@ -63,10 +67,11 @@ class Autoencoder:
         found = np.concatenate([self._tiled(run, one[None], tile, encode=True) for one in pixels])
         check_finite("vae_encoder", found, "instead of latents")
         if found.shape[1] == 2 * self.channels:
-            means, variances = np.split(found, 2, axis=1)
-            deviations = np.exp(np.float32(0.5) * np.clip(variances, -30, 20))
-            found = means + deviations * noise.normal(means.shape)
-        latents: FloatArray = (found - self.shift) * self.scaling
+            found, variances = np.split(found, 2, axis=1)
+            if noise is not None:
+                deviations = np.exp(np.float32(0.5) * np.clip(variances, -30, 20))
+                found = found + deviations * noise.normal(found.shape)
+        latents: FloatArray = (found - self.shift if shifted else found) * self.scaling
         return latents
 
     def draws(self, size: tuple[int, int], count: int, noise: Generator) -> None:

@@ -18,7 +18,7 @@ from .adapters import Adapters
 from .autoencoder import Autoencoder
 from .budget import Budget
 from .components import Components, budget_of
-from .control import Controls, ControlUnit
+from .control import Controls, ControlUnit, prepared_pictures
 from .families import FAMILIES
 from .families.base import Conditioning, FloatArray, Rows, as_inputs, check_finite
 from .first_latents import Kept, blended, first_latents
@@ -217,12 +217,14 @@ class DiffusionPipeline:
         start = time.perf_counter()
         conditioning = self.family.encode_prompt(request.prompts, request.negative_prompt, size, request.guidance)
         encoded = time.perf_counter()
+        # diffusers draws what it needs for these before all else
+        pictures = prepared_pictures(request.control, size, count, self.family, self.vae, noise)
         latents, kept = first_latents(
             given, self.vae, sampler, first, strength, (count, self.channels, *inner), noise, self.family, self.fills
         )
         begun = time.perf_counter()
         denoiser = self.sessions[self.family.denoiser]  # may have to be opened first
-        controls = Controls(request.control, denoiser, size, inner, count)
+        controls = Controls(request.control, pictures, denoiser, self.family, self.scale)
         before = time.perf_counter()
         seconds = []
         loop = self.denoise(

@@ -202,4 +202,4 @@ def _misfit(net: Artifact, model: Artifact) -> str | None:
     if not residual_inputs(denoiser):
         return "the model takes none, since it was exported without --control"
     scale = int(model.pipeline["latents"]["scale"])
-    return misfit(net.components["controlnet"], int(net.pipeline["control"]["scale"]), denoiser, scale)
+    return misfit(net.components["controlnet"], net.pipeline["control"].get("scale"), denoiser, scale)

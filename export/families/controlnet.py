@@ -1,4 +1,7 @@
-"""ControlNets (Zhang et al., arXiv 2302.05543) for Stable Diffusion 1, 2 and XL, and their UNets."""
+"""ControlNets (Zhang et al., arXiv 2302.05543): those for Stable Diffusion 1, 2 and XL, and their UNets.
+
+For the transformers of other families see controlnet_flow.py; what is asked of any ControlNet is asked here.
+"""
 
 from __future__ import annotations
 
@@ -9,6 +12,14 @@ from typing import Any
 from ...core.errors import BadInput, UsageError
 from ...core.tensors import DType, TensorSpec
 from ..spec import ComponentSpec, Config
+from .controlnet_flow import (
+    CLASSES,
+    check_flow_controlnet,
+    flow_controlnet,
+    flow_settings,
+    takes_control,
+    with_blocks,
+)
 from .sd import SD
 
 F32 = DType.FLOAT32
@@ -46,17 +57,19 @@ def residual_shapes(config: Config) -> dict[str, tuple[int, int]]:
 
 
 def with_control(spec: ComponentSpec) -> ComponentSpec:
-    """The UNet's spec with the residuals of a ControlNet as further inputs.
+    """The denoiser's spec with the residuals of a ControlNet as further inputs; of transformers, see `with_blocks`.
 
     Their batch, heights and widths are symbols of their own, shared among them: a call gives all of them in full, or
     all as [1, channels, 1, 1]. The graph is traced with the latter, so that nothing in it asks for their sizes and
     each is added by one Add that broadcasts.
 
     Raises:
-        UsageError: the component is no UNet.
+        UsageError: the component is no denoiser.
     """
+    if takes_control(spec):
+        return with_blocks(spec)
     if not spec.kind.startswith("unet"):
-        raise UsageError(f"{spec.name} is no UNet, so it takes no ControlNet of this kind.", "Leave --control out.")
+        raise UsageError(f"{spec.name} is no denoiser, so it takes no ControlNet.", "Leave --control out.")
 
     def inputs(config: Config) -> dict[str, TensorSpec]:
         rows = residual_shapes(config).items()
@@ -181,6 +194,11 @@ CONTROLNET = (
 )
 
 
+def controlnet_specs(config: Config) -> tuple[ComponentSpec, ...]:
+    """The one component of a ControlNet, by its config."""
+    return (flow_controlnet(config),) if str(config.get("_class_name")) in CLASSES else CONTROLNET
+
+
 def is_controlnet(config: Mapping[str, Any]) -> bool:
     """Whether a config.json is one of diffusers' ControlNets, of any kind."""
     return "ControlNet" in str(config.get("_class_name"))
@@ -193,9 +211,11 @@ def check_controlnet(given: str, config: Mapping[str, Any]) -> None:
         BadInput: another class, or an embedding that is not supported.
     """
     name = str(config.get("_class_name"))
+    if name in CLASSES:
+        return check_flow_controlnet(given, config)
     if name != CLASS:
         why = "which holds several ControlNets behind a switch" if "Union" in name else "which is not supported"
-        raise BadInput(f"{given} is a {name}, {why}.", f"Use a {CLASS}, with one kind of control picture.")
+        raise BadInput(f"{given} is a {name}, {why}.", f"Use a {', '.join((CLASS, *CLASSES[:-1]))} or {CLASSES[-1]}.")
     channels = int(config.get("conditioning_channels") or 3)
     if channels != 3:
         raise BadInput(f"{given}: its pictures have {channels} channels, not 3.", "Use another ControlNet.")
@@ -211,15 +231,14 @@ def controlnet_settings(config: Config) -> dict[str, Any]:
     """The manifest's `pipeline` part of a ControlNet.
 
     control: how many residuals it gives; scale: pixels of its picture for one latent; pooled: whether one number stands
-    for a whole residual, and then it is added to the wanted half alone.
+    for a whole residual, and then it is added to the wanted half alone. Of transformers' ControlNets: `flow_settings`.
     """
-    return {
-        "family": "controlnet",
-        "tasks": ["control"],
-        "control": {
+    if str(config.get("_class_name")) in CLASSES:
+        control = flow_settings(config)
+    else:
+        control = {
             "residuals": len(residual_shapes(config)),
             "scale": _scale(config),
             "pooled": bool(config.get("global_pool_conditions")),
-        },
-        "files": {"config": "config.json"},
-    }
+        }
+    return {"family": "controlnet", "tasks": ["control"], "control": control, "files": {"config": "config.json"}}

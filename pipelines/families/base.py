@@ -147,6 +147,19 @@ class Family:
         """
         return np.concatenate([to_latents(mask, masked.shape[2:]), masked], axis=1)
 
+    def form(self, latents: FloatArray) -> FloatArray:
+        """Latents, float32 [n, channels, h, w], in the form in which the denoiser takes them."""
+        return latents
+
+    def residual_behind(self, block: int, blocks: int, given: int) -> int | None:
+        """Which of a ControlNet's residuals is added behind a block of the denoiser; None: nothing.
+
+        Args:
+            block: counted from 0, of `blocks` of one kind that take a residual.
+            given: how many residuals of that kind the ControlNet gives, at least 1.
+        """
+        return block if block < given else None
+
     def sigmas(self, steps: int) -> FloatArray | None:
         """The noise levels that the family gives its scheduler, before any shift; None: the scheduler's own."""
         return None

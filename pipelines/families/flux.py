@@ -82,12 +82,19 @@ class Flux(FlowFamily):
     def denoiser_inputs(self, sample: FloatArray, timestep: float, rows: Rows) -> dict[str, Array]:
         texts = rows["encoder_hidden_states"].shape[1]
         return {
-            self.sample: packed(sample),
+            self.sample: self.form(sample),
             "timestep": np.full(len(sample), np.float32(timestep) / np.float32(1000)),
             "img_ids": positions(sample.shape[2] // PATCH, sample.shape[3] // PATCH),
             "txt_ids": np.zeros((texts, 3), np.float32),
             **rows,
         }
+
+    def form(self, latents: FloatArray) -> FloatArray:
+        return packed(latents)
+
+    def residual_behind(self, block: int, blocks: int, given: int) -> int:
+        """Each for as many blocks, rounded up; as diffusers' FluxTransformer2DModel counts."""
+        return block // -(-blocks // given)
 
     def prediction(self, outputs: Mapping[str, Array], sample: FloatArray) -> FloatArray:
         return unpacked(outputs[self.output].astype(np.float32, copy=False), sample.shape[2], sample.shape[3])

@@ -96,6 +96,10 @@ class StableDiffusion3(FlowFamily):
     def tokens(self, size: tuple[int, int]) -> int:
         return (size[0] // self.patch) * (size[1] // self.patch)
 
+    def residual_behind(self, block: int, blocks: int, given: int) -> int:
+        """Spread evenly over all blocks, of which the last takes none; as diffusers' SD3Transformer2DModel counts."""
+        return int(block / ((blocks + 1) / given))
+
     def _clip(self, texts: Sequence[str]) -> tuple[FloatArray, FloatArray]:
         """The states of both CLIPs side by side, [n, tokens, dim + dim_2], and their pooled texts, [n, dim + dim_2]."""
         chunks = clip_chunks(self.tokenizers.values(), texts)

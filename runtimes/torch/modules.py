@@ -10,7 +10,7 @@ import contextlib
 import importlib
 import logging
 import re
-from collections.abc import Callable, Iterator, Mapping, Sequence
+from collections.abc import Callable, Iterator, Mapping
 from pathlib import Path
 from typing import Any, NamedTuple, TypeGuard
 
@@ -18,7 +18,8 @@ import torch
 
 from ...core.errors import BadArtifact, BadInput
 from ...core.json_file import read_json_object
-from .control import ControlNet, UnetControl
+from .called import Called, called, named, told
+from .control import ControlNet, FluxControl, SanaControl, Sd3Control, TransformerControlNet, UnetControl
 
 
 class ClipText(torch.nn.Module):
@@ -47,27 +48,6 @@ class ClipTextProjection(ClipText):
     def forward(self, input_ids: torch.Tensor) -> tuple[torch.Tensor, ...]:
         out = self.module(input_ids=input_ids, output_hidden_states=True, return_dict=True)
         return (out.text_embeds, out.last_hidden_state, *out.hidden_states)
-
-
-class Called(torch.nn.Module):
-    """The library's module, called with its own keywords: tensors in the order of `names` -> its first output.
-
-    names: keywords of the module's forward, which are the component's inputs too.
-    """
-
-    def __init__(self, module: torch.nn.Module, names: Sequence[str]) -> None:
-        super().__init__()
-        self.module = module
-        self.names = tuple(names)
-
-    def forward(self, *tensors: torch.Tensor) -> tuple[torch.Tensor, ...]:
-        out: tuple[torch.Tensor, ...] = self.module(**dict(zip(self.names, tensors, strict=True)), return_dict=False)
-        return out[:1]
-
-
-def called(*names: str) -> Callable[[torch.nn.Module], torch.nn.Module]:
-    """A wrapper for `KINDS`: the module called with these keywords."""
-    return lambda module: Called(module, names)
 
 
 class Unet(torch.nn.Module):
@@ -164,20 +144,6 @@ class LanguageStates(torch.nn.Module):
         return (out.last_hidden_state,)
 
 
-def sana(module: torch.nn.Module) -> torch.nn.Module:
-    """The wrapper of a SanaTransformer2DModel; those of Sprint models are also told the guidance."""
-    config: Any = module.config
-    names = ("hidden_states", "encoder_hidden_states", "timestep", "encoder_attention_mask")
-    return Called(module, (*names, "guidance") if config.guidance_embeds else names)
-
-
-def flux(module: torch.nn.Module) -> torch.nn.Module:
-    """The wrapper that fits a FluxTransformer2DModel's config: dev is told the guidance, schnell is not."""
-    config: Any = module.config
-    names = (*_SD3, "img_ids", "txt_ids")
-    return Called(module, (*names, "guidance") if config.guidance_embeds else names)
-
-
 class VaeEncoder(torch.nn.Module):
     """sample [batch, 3, height, width] in -1..1 -> latent_parameters [batch, 8, h, w]: means, then log variances.
 
@@ -237,7 +203,9 @@ class Kind(NamedTuple):
             return getattr(library, named if named in self.names else self.names[0])
 
 
-_SD3 = ("hidden_states", "encoder_hidden_states", "pooled_projections", "timestep")
+_SD3 = told("hidden_states", "encoder_hidden_states", "pooled_projections", "timestep")
+_FLUX = told("hidden_states", "encoder_hidden_states", "pooled_projections", "timestep", "img_ids", "txt_ids")
+_SANA = told("hidden_states", "encoder_hidden_states", "timestep", "encoder_attention_mask")
 _VAE = ("AutoencoderKL", "AutoencoderTiny", "AutoencoderDC")
 
 
@@ -251,10 +219,16 @@ KINDS: dict[str, Kind] = {
     "vae_encoder": Kind(VaeEncoder, "diffusers", _VAE),
     "vae_decoder": Kind(VaeDecoder, "diffusers", _VAE),
     "gemma2_text": Kind(LanguageStates, "transformers", ("Gemma2Model",)),
-    "sana_transformer": Kind(sana, "diffusers", ("SanaTransformer2DModel",)),
+    "sana_transformer": Kind(named(_SANA, Called), "diffusers", ("SanaTransformer2DModel",)),
     "t5_encoder": Kind(called("input_ids"), "transformers", ("T5EncoderModel",)),
-    "sd3_transformer": Kind(called(*_SD3), "diffusers", ("SD3Transformer2DModel",)),
-    "flux_transformer": Kind(flux, "diffusers", ("FluxTransformer2DModel",)),
+    "sd3_transformer": Kind(named(_SD3, Called), "diffusers", ("SD3Transformer2DModel",)),
+    "flux_transformer": Kind(named(_FLUX, Called), "diffusers", ("FluxTransformer2DModel",)),
+    "sana_transformer_control": Kind(named(_SANA, SanaControl), "diffusers", ("SanaTransformer2DModel",)),
+    "sd3_transformer_control": Kind(named(_SD3, Sd3Control), "diffusers", ("SD3Transformer2DModel",)),
+    "flux_transformer_control": Kind(named(_FLUX, FluxControl), "diffusers", ("FluxTransformer2DModel",)),
+    "sana_controlnet": Kind(named(_SANA, TransformerControlNet), "diffusers", ("SanaControlNetModel",)),
+    "sd3_controlnet": Kind(named(_SD3, TransformerControlNet), "diffusers", ("SD3ControlNetModel",)),
+    "flux_controlnet": Kind(named(_FLUX, TransformerControlNet), "diffusers", ("FluxControlNetModel",)),
     "image_classifier": Kind(ImageClassifier, "transformers", ("AutoModelForImageClassification",)),
 }
 

@@ -173,3 +173,16 @@ def test_compiled_in_one_call(
     again = loaded()
     vitrify.compile_pipeline(again, **given)
     assert [a.id for a in again.vitrify.artifacts] == [a.id for a in pipe.vitrify.artifacts]
+
+
+def test_the_controlnet_of_a_transformer_is_refused_before_anything_is_made(tmp_path: Path) -> None:
+    net = diffusers.FluxControlNetModel(
+        in_channels=16, num_layers=1, num_single_layers=0, attention_head_dim=8, num_attention_heads=1,
+        joint_attention_dim=8, pooled_projection_dim=8, axes_dims_rope=[2, 2, 4],
+    )  # fmt: skip
+    parts = ("scheduler", "vae", "text_encoder", "tokenizer", "text_encoder_2", "tokenizer_2", "transformer")
+    pipe = diffusers.FluxControlNetPipeline(**dict.fromkeys(parts), controlnet=net)
+    with pytest.raises(BadInput, match="FluxControlNetModel, which is not compiled inside diffusers") as caught:
+        vitrify.compile_pipeline(pipe, "onnx", "fp32", tmp_path / "out")
+    assert "generate --controlnet" in caught.value.fix
+    assert not (tmp_path / "out").exists()

@@ -265,7 +265,7 @@ def test_settings_say_what_a_controlnet_needs() -> None:
     ("changed", "said"),
     [
         ({"_class_name": "ControlNetUnionModel"}, "several ControlNets behind a switch"),
-        ({"_class_name": "FluxControlNetModel"}, "not supported"),
+        ({"_class_name": "HunyuanDiT2DControlNetModel"}, "not supported"),
         ({"class_embed_type": "timestep"}, "class_embed_type"),
         ({"encoder_hid_dim_type": "text_proj"}, "encoder_hid_dim_type"),
         ({"addition_embed_type": "text"}, "addition_embed_type"),
@@ -278,8 +278,8 @@ def test_other_controlnets_are_refused(changed: dict[str, Any], said: str) -> No
         check_controlnet("net", control_config(UNET, **changed))
 
 
-def test_what_is_no_unet_takes_no_control() -> None:
-    with pytest.raises(UsageError, match="is no UNet"):
+def test_what_is_no_denoiser_takes_no_control() -> None:
+    with pytest.raises(UsageError, match="is no denoiser"):
         with_control(SD[0])
     with pytest.raises(BadInput, match="KDownBlock2D"):
         residual_shapes(UNET | {"down_block_types": ["KDownBlock2D"] * 2})

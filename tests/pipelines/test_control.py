@@ -12,7 +12,8 @@ from PIL import Image
 
 from vitrify.core.errors import BadInput, NotFinite, UsageError
 from vitrify.core.tensors import DType, TensorSpec
-from vitrify.pipelines.control import ControlNet, Controls, ControlUnit, residual_inputs
+from vitrify.pipelines.control import ControlNet, Controls, ControlUnit, prepared_pictures, residual_inputs
+from vitrify.pipelines.families.base import Family
 
 F32 = DType.FLOAT32
 BASE = {
@@ -62,7 +63,9 @@ GREY, WHITE = (Image.new("RGB", (32, 16), (v, v, v)) for v in (51, 255))
 
 
 def controls(*units: ControlUnit, count: int = 2, denoiser: Any = DENOISER) -> Controls:
-    return Controls(units, denoiser, (16, 32), (4, 8), count)
+    family, unused = Family({}, {}, Path()), None
+    pictures = prepared_pictures(units, (16, 32), count, family, unused, unused)  # type: ignore[arg-type]
+    return Controls(units, pictures, denoiser, family, 4)
 
 
 def residuals(made: Controls, step: int = 0, steps: int = 4, guided: bool = True, count: int = 2) -> dict[str, Any]:

@@ -142,13 +142,13 @@ def save_lora(pipe: Any, path: Path, rank: int = 3) -> Path:
 
 
 @pytest.fixture(scope="session")
-def save_tiny() -> Callable[[Any, Path], Path]:
+def save_tiny() -> Callable[..., Path]:
     """save_tiny(pipe, folder) gives the modules of a diffusers pipeline lively weights, and saves it; the folder."""
 
-    def save(pipe: Any, folder: Path) -> Path:
+    def save(pipe: Any, folder: Path, seed: int = 11) -> Path:
         import torch
 
-        generator = torch.Generator().manual_seed(11)
+        generator = torch.Generator().manual_seed(seed)
         for module in (m for m in pipe.components.values() if isinstance(m, torch.nn.Module)):
             enliven(module, generator)
         pipe.save_pretrained(folder)

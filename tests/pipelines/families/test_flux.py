@@ -15,9 +15,10 @@ from vitrify.export.job import export_model
 from vitrify.pipelines.families.flux import packed, positions, unpacked
 from vitrify.proof.quality import psnr
 
+from .tiny_pipelines import flux_pipeline
+
 torch = pytest.importorskip("torch", reason="needs the extra export")
 diffusers = pytest.importorskip("diffusers", reason="needs the extra export")
-transformers = pytest.importorskip("transformers", reason="needs the extra export")
 
 # diffusers turns tensors into arrays in a way that numpy 2 warns about, and has notes about its own future.
 pytestmark = [
@@ -45,47 +46,6 @@ def read(kind: Any, tokens: int) -> Any:
     return Reads
 
 
-def tiny_vae() -> Any:
-    return diffusers.AutoencoderTiny(
-        encoder_block_out_channels=(8, 8), decoder_block_out_channels=(8, 8), num_encoder_blocks=(1, 1),
-        num_decoder_blocks=(1, 1), latent_channels=16,
-    )  # fmt: skip
-
-
-def pipeline(words: Callable[..., Any], t5_words: Any, name: str) -> Any:
-    torch.manual_seed(4)
-    dev = name != "schnell"
-    more = 16 + 4 if name == "fill" else 0  # the masked picture and the mask's four pixels
-    transformer = diffusers.FluxTransformer2DModel(
-        patch_size=1, in_channels=64 + 4 * more, out_channels=64 if more else None, num_layers=1,
-        num_single_layers=1, attention_head_dim=16, num_attention_heads=2, joint_attention_dim=32,
-        pooled_projection_dim=32, guidance_embeds=dev, axes_dims_rope=[4, 4, 8],
-    )  # fmt: skip
-    vae = diffusers.AutoencoderKL(
-        block_out_channels=(8, 16), down_block_types=("DownEncoderBlock2D",) * 2,
-        up_block_types=("UpDecoderBlock2D",) * 2, latent_channels=16, norm_num_groups=8, sample_size=32,
-        scaling_factor=0.3611, shift_factor=0.1159, use_quant_conv=False, use_post_quant_conv=False,
-    )  # fmt: skip
-    clip = transformers.CLIPTextConfig(
-        hidden_size=32, intermediate_size=64, num_hidden_layers=2, num_attention_heads=4, vocab_size=49408,
-        max_position_embeddings=77, bos_token_id=49406, eos_token_id=49407, pad_token_id=1,
-    )  # fmt: skip
-    t5 = transformers.T5Config(
-        vocab_size=64, d_model=32, d_kv=8, d_ff=64, num_layers=2, num_heads=4, feed_forward_proj="gated-gelu"
-    )
-    shift = {"use_dynamic_shifting": True, "shift": 3.0} if dev else {"shift": 1.0}
-    kind = diffusers.FluxFillPipeline if name == "fill" else diffusers.FluxPipeline
-    return kind(
-        transformer=transformer,
-        scheduler=diffusers.FlowMatchEulerDiscreteScheduler(**shift),
-        vae=tiny_vae() if name == "tiny vae" else vae,
-        text_encoder=transformers.CLIPTextModel(clip),
-        tokenizer=words(),
-        text_encoder_2=transformers.T5EncoderModel(t5),
-        tokenizer_2=t5_words,
-    )
-
-
 @pytest.fixture(scope="module")
 def tiny(
     clip_words: Any, t5_words: Any, save_tiny: Any, theirs_of: Any, tmp_path_factory: pytest.TempPathFactory
@@ -96,7 +56,7 @@ def tiny(
     def model(name: str) -> tuple[Any, Path]:
         if name not in made:
             folder = tmp_path_factory.mktemp("flux")
-            pipe = pipeline(clip_words, t5_words, name)
+            pipe = flux_pipeline(clip_words, t5_words, name)
             export_model(save_tiny(pipe, folder / "source"), folder / "artifact", verify=True)
             kinds = KINDS if name != "fill" else {"inpaint": diffusers.FluxFillPipeline}
             kinds = {task: read(kind, TOKENS[name]) for task, kind in kinds.items()}

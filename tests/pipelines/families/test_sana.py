@@ -7,7 +7,6 @@ resolution binning (drawing in another size, then resizing) is not done here, an
 from __future__ import annotations
 
 import inspect
-import json
 from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
@@ -25,6 +24,8 @@ from vitrify.pipelines.images import to_uint8
 from vitrify.pipelines.random import generator
 from vitrify.proof.quality import psnr
 
+from .tiny_pipelines import LONG, deep_autoencoder, gemma, gemma_words, sana_pipeline, sana_transformer
+
 torch = pytest.importorskip("torch", reason="needs the extra export")
 diffusers = pytest.importorskip("diffusers", reason="needs the extra export")
 transformers = pytest.importorskip("transformers", reason="needs the extra export")
@@ -36,65 +37,7 @@ pytestmark = [
     pytest.mark.filterwarnings("ignore::FutureWarning"),
 ]
 APPLE, CAR = "A red Apple on a table ", "a blue car!!"
-LONG = ", ".join(f"a {c} car on a {d} table" for c in ("red", "green", "blue") for d in ("old", "new", "big")) * 12
 SMALL = {"width": 64, "height": 64, "steps": 4, "guidance": 4.5, "seed": 7}
-
-
-def gemma_words() -> Any:
-    """A tokenizer as Gemma has it, with a few hundred words: BPE over bytes, and a token before each text."""
-    from tokenizers import Tokenizer, models, normalizers, pre_tokenizers, trainers
-
-    trained = Tokenizer(models.BPE())
-    trained.normalizer = normalizers.Replace(" ", "▁")
-    trained.pre_tokenizer = pre_tokenizers.Split("▁", "merged_with_next")
-    texts = [INSTRUCTION.lower(), INSTRUCTION, LONG]
-    trained.train_from_iterator(texts, trainers.BpeTrainer(vocab_size=400, show_progress=False))
-    model = json.loads(trained.to_str())["model"]
-    first = ["<pad>", "<eos>", "<bos>", "<unk>", "<mask>", *(f"<0x{byte:02X}>" for byte in range(256))]
-    words = [*first, *sorted(model["vocab"], key=model["vocab"].get)]
-    return transformers.GemmaTokenizer(
-        vocab={word: number for number, word in enumerate(words)},
-        merges=[tuple(merge) for merge in model["merges"]],
-        add_bos_token=True,
-        add_eos_token=False,
-    )
-
-
-def text_encoder(words: int) -> Any:
-    config = transformers.Gemma2Config(
-        vocab_size=words, hidden_size=32, intermediate_size=64, num_hidden_layers=2, num_attention_heads=4,
-        num_key_value_heads=2, head_dim=8, query_pre_attn_scalar=8, sliding_window=24, max_position_embeddings=1024,
-    )  # fmt: skip
-    return transformers.Gemma2Model(config)
-
-
-def autoencoder() -> Any:
-    return diffusers.AutoencoderDC(
-        latent_channels=4, attention_head_dim=8, scaling_factor=0.41407,
-        encoder_block_types=("ResBlock", "ResBlock", "EfficientViTBlock"),
-        decoder_block_types=("ResBlock", "ResBlock", "EfficientViTBlock"),
-        encoder_block_out_channels=(8, 8, 16), decoder_block_out_channels=(8, 8, 16),
-        encoder_layers_per_block=(1, 1, 1), decoder_layers_per_block=(1, 1, 1),
-        encoder_qkv_multiscales=((), (), (5,)), decoder_qkv_multiscales=((), (), (5,)),
-        upsample_block_type="interpolate", downsample_block_type="conv",
-    )  # fmt: skip
-
-
-def transformer(**more: Any) -> Any:
-    return diffusers.SanaTransformer2DModel(
-        in_channels=4, out_channels=4, num_attention_heads=3, attention_head_dim=8, num_layers=1,
-        num_cross_attention_heads=2, cross_attention_head_dim=12, cross_attention_dim=24, caption_channels=32,
-        mlp_ratio=2.5, sample_size=16, **more,
-    )  # fmt: skip
-
-
-def pipeline() -> Any:
-    torch.manual_seed(3)
-    words = gemma_words()
-    scheduler = diffusers.DPMSolverMultistepScheduler(
-        prediction_type="flow_prediction", use_flow_sigmas=True, flow_shift=3.0
-    )
-    return diffusers.SanaPipeline(words, text_encoder(len(words)), autoencoder(), transformer(), scheduler)
 
 
 def drawn(pipe: Any, prompts: list[str], *, seed: int, steps: int, guidance: float, **options: Any) -> list[np.ndarray]:
@@ -121,7 +64,7 @@ def same(images: list[Any], expected: list[np.ndarray]) -> None:
 def sana(save_tiny: Any, tmp_path_factory: pytest.TempPathFactory) -> tuple[Any, Path]:
     """diffusers' pipeline, and its artifact."""
     folder = tmp_path_factory.mktemp("sana")
-    pipe = pipeline()
+    pipe = sana_pipeline()
     export_model(save_tiny(pipe, folder / "source"), folder / "artifact", verify=True)
     return pipe, folder / "artifact"
 
@@ -279,9 +222,9 @@ def sprint(save_tiny: Any, tmp_path_factory: pytest.TempPathFactory) -> tuple[An
     torch.manual_seed(5)
     folder = tmp_path_factory.mktemp("sprint")
     words = gemma_words()
-    told = transformer(guidance_embeds=True, guidance_embeds_scale=0.1, qk_norm="rms_norm_across_heads")
+    told = sana_transformer(guidance_embeds=True, guidance_embeds_scale=0.1, qk_norm="rms_norm_across_heads")
     scheduler = diffusers.SCMScheduler(prediction_type="trigflow", sigma_data=0.5)
-    pipe = diffusers.SanaSprintPipeline(words, text_encoder(len(words)), autoencoder(), told, scheduler)
+    pipe = diffusers.SanaSprintPipeline(words, gemma(len(words)), deep_autoencoder(), told, scheduler)
     export_model(save_tiny(pipe, folder / "source"), folder / "artifact", verify=True)
     return pipe, folder / "artifact"
 

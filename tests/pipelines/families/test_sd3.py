@@ -14,9 +14,10 @@ from vitrify.core.errors import BadInput
 from vitrify.export.job import export_model
 from vitrify.proof.quality import psnr
 
+from .tiny_pipelines import sd3_pipeline
+
 torch = pytest.importorskip("torch", reason="needs the extra export")
 diffusers = pytest.importorskip("diffusers", reason="needs the extra export")
-transformers = pytest.importorskip("transformers", reason="needs the extra export")
 
 # diffusers turns tensors into arrays in a way that numpy 2 warns about, and has notes about its own future.
 pytestmark = [
@@ -52,63 +53,6 @@ KINDS = {
 }
 
 
-def text(width: int, layers: int, act: str, projection: int) -> Any:
-    return transformers.CLIPTextConfig(
-        hidden_size=width, intermediate_size=2 * width, num_hidden_layers=layers, num_attention_heads=4,
-        projection_dim=projection, hidden_act=act, vocab_size=49408, max_position_embeddings=77, bos_token_id=49406,
-        eos_token_id=49407, pad_token_id=1,
-    )  # fmt: skip
-
-
-def tiny_vae() -> Any:
-    return diffusers.AutoencoderTiny(
-        encoder_block_out_channels=(8, 8), decoder_block_out_channels=(8, 8), num_encoder_blocks=(1, 1),
-        num_decoder_blocks=(1, 1), latent_channels=16,
-    )  # fmt: skip
-
-
-def pipeline(
-    words: Callable[..., Any],
-    t5_words: Any,
-    *,
-    t5: bool = True,
-    dual: tuple[int, ...] = (),
-    norm: str | None = None,
-    dynamic: bool = False,
-    small_vae: bool = False,
-) -> Any:
-    """dual: layers with a second attention. norm: of queries and keys. dynamic: shift by the picture's size."""
-    torch.manual_seed(3)
-    transformer = diffusers.SD3Transformer2DModel(
-        sample_size=16, patch_size=2, in_channels=16, out_channels=16, num_layers=2, attention_head_dim=8,
-        num_attention_heads=4, caption_projection_dim=32, joint_attention_dim=64, pooled_projection_dim=40,
-        pos_embed_max_size=24, dual_attention_layers=dual, qk_norm=norm,
-    )  # fmt: skip
-    vae = diffusers.AutoencoderKL(
-        block_out_channels=(8, 16), down_block_types=("DownEncoderBlock2D",) * 2,
-        up_block_types=("UpDecoderBlock2D",) * 2, latent_channels=16, norm_num_groups=8, sample_size=32,
-        scaling_factor=1.5305, shift_factor=0.0609, use_quant_conv=False, use_post_quant_conv=False,
-    )  # fmt: skip
-    encoder = None
-    if t5:
-        config = transformers.T5Config(
-            vocab_size=64, d_model=64, d_kv=8, d_ff=64, num_layers=2, num_heads=4, feed_forward_proj="gated-gelu"
-        )
-        encoder = transformers.T5EncoderModel(config)
-    shift = {"use_dynamic_shifting": True} if dynamic else {"shift": 3.0}
-    return diffusers.StableDiffusion3Pipeline(
-        transformer=transformer,
-        scheduler=diffusers.FlowMatchEulerDiscreteScheduler(**shift),
-        vae=tiny_vae() if small_vae else vae,
-        text_encoder=transformers.CLIPTextModelWithProjection(text(32, 3, "quick_gelu", 24)),
-        tokenizer=words(),
-        text_encoder_2=transformers.CLIPTextModelWithProjection(text(24, 2, "gelu", 16)),
-        tokenizer_2=words("!"),
-        text_encoder_3=encoder,
-        tokenizer_3=t5_words if t5 else None,
-    )
-
-
 @pytest.fixture(scope="module")
 def tiny(
     clip_words: Any, t5_words: Any, save_tiny: Any, theirs_of: Any, tmp_path_factory: pytest.TempPathFactory
@@ -119,7 +63,7 @@ def tiny(
     def model(name: str) -> tuple[Any, Path]:
         if name not in made:
             folder = tmp_path_factory.mktemp("sd3")
-            pipe = pipeline(clip_words, t5_words, **MODELS[name])
+            pipe = sd3_pipeline(clip_words, t5_words, **MODELS[name])
             export_model(save_tiny(pipe, folder / "source"), folder / "artifact", verify=True)
             made[name] = theirs_of(KINDS, pipe.components), folder / "artifact"
         return made[name]
