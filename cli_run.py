@@ -176,6 +176,8 @@ def use(artifact: Artifact) -> str:
     """How an artifact is run, as a command line."""
     if "classify" in _tasks(artifact):
         return "classify ARTIFACT picture.png"
+    if artifact.pipeline.get("family") == "controlnet":
+        return 'generate MODEL "a prompt" --controlnet ARTIFACT --control picture.png -o out.png'
     if "text2img" in _tasks(artifact):
         return 'generate ARTIFACT "a prompt" -o out.png'
     mask = "" if "img2img" in _tasks(artifact) else " --mask mask.png"

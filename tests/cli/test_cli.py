@@ -8,6 +8,7 @@ import shutil
 from collections.abc import Callable
 from contextlib import nullcontext
 from pathlib import Path
+from types import SimpleNamespace
 from typing import Any
 
 import numpy as np
@@ -211,3 +212,19 @@ def test_a_command_without_its_arguments_says_which(here: Callable[..., Any], co
     assert (done.code, done.error["code"]) == (2, "usage"), done.err
     assert "issing" in done.error["what"]
     assert f"{command} --help" in done.error["fix"]
+
+
+@pytest.mark.parametrize(
+    ("settings", "command"),
+    [
+        ({"family": "sd", "tasks": ["text2img", "img2img"]}, 'generate ARTIFACT "a prompt" -o'),
+        ({"family": "sd", "tasks": ["inpaint"]}, "--mask mask.png"),
+        ({"family": "controlnet", "control": {}}, "--controlnet ARTIFACT --control picture.png"),
+        ({"family": "vit", "tasks": ["classify"]}, "classify ARTIFACT"),
+    ],
+)
+def test_what_is_ready_is_told_with_a_command_that_runs_it(settings: dict[str, Any], command: str) -> None:
+    from vitrify.cli_run import use
+
+    artifact: Any = SimpleNamespace(pipeline=settings)
+    assert command in use(artifact)
