@@ -132,7 +132,7 @@ def save_lora(pipe: Any, path: Path, rank: int = 3) -> Path:
     generator, tensors = torch.Generator().manual_seed(17), {}
     for name, module in pipe.components[component].named_modules():
         if isinstance(module, torch.nn.Linear) and name.endswith(("to_q", "to_k", "to_v", "to_out.0")):
-            size = 0.5 * float(module.weight.std()) * rank**-0.5
+            size = 0.5 * float(module.weight.detach().std()) * rank**-0.5
             down = torch.randn(rank, module.in_features, generator=generator)
             up = torch.randn(module.out_features, rank, generator=generator) * size
             tensors |= {f"{component}.{name}.lora_A.weight": down, f"{component}.{name}.lora_B.weight": up}
