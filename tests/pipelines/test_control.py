@@ -254,7 +254,7 @@ def models(tokenizer: Path, large: bool) -> tuple[Any, list[Any]]:
     return diffusers.StableDiffusionPipeline(**parts), nets
 
 
-@pytest.fixture(scope="module", params=["sd", "sdxl"])
+@pytest.fixture(scope="module", params=["sd", pytest.param("sdxl", marks=pytest.mark.slow)])  # which traces for minutes
 def family(request: pytest.FixtureRequest, diffusion_source: Path, tmp_path_factory: Any) -> Iterator[Any]:
     """diffusers' pipeline and nets, and ours, exported."""
     pytest.importorskip("torch", reason="needs the extra export")

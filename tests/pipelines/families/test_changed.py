@@ -124,6 +124,7 @@ def our_picture(folder: Path, runtime: str | None = None, **request: Any) -> np.
 # merged tokens -------------------------------------------------------------------------------------------------------
 
 
+@pytest.mark.slow  # traces for minutes
 @pytest.mark.parametrize("runtime", ["onnx", "openvino"])
 def test_it_draws_what_diffusers_draws_with_merged_tokens(
     source: Path, merged: Artifact, plain: Artifact, runtime: str
@@ -140,6 +141,7 @@ def test_it_draws_what_diffusers_draws_with_merged_tokens(
         assert psnr(our_picture(plain.root, runtime, **request), wanted) < 40, "merging changes something"
 
 
+@pytest.mark.slow  # traces for minutes
 def test_the_manifest_says_what_was_merged(source: Path, merged: Artifact, vitrify: Any) -> None:
     unet = merged.components["unet"]
     assert merged.model["tome"] == 0.5
@@ -154,6 +156,7 @@ def test_the_manifest_says_what_was_merged(source: Path, merged: Artifact, vitri
     assert "merges 0.5 of the UNet's tokens" in vitrify("inspect", merged.root).out
 
 
+@pytest.mark.slow  # traces for minutes
 def test_a_merged_artifact_is_verified_with_its_merging(merged: Artifact, plain: Artifact, tmp_path: Path) -> None:
     shutil.copytree(merged.root, tmp_path / "merged")
     proved = verify_artifact(tmp_path / "merged")
@@ -173,6 +176,7 @@ def test_a_unet_that_takes_controlnets_is_verified_with_its_inputs(source: Path,
     assert made.components["unet"].details["kind"] == "unet_control:tome=0.5"
 
 
+@pytest.mark.slow  # traces for minutes
 def test_its_graph_takes_another_models_weights(source: Path, merged: Artifact, tmp_path: Path) -> None:
     from safetensors.numpy import load_file, save_file
 
@@ -189,6 +193,7 @@ def test_its_graph_takes_another_models_weights(source: Path, merged: Artifact, 
     assert "--tome 0.5" in caught.value.fix
 
 
+@pytest.mark.slow  # traces for minutes
 @pytest.mark.parametrize("to", ["torch", "openvino"])
 def test_compiled_it_still_merges(source: Path, merged: Artifact, tmp_path: Path, to: str) -> None:
     from vitrify.export.compile import compile_model
@@ -200,6 +205,7 @@ def test_compiled_it_still_merges(source: Path, merged: Artifact, tmp_path: Path
     assert psnr(our_picture(made.root, **SMALL), our_picture(merged.root, **SMALL)) >= 45
 
 
+@pytest.mark.slow  # traces for minutes
 def test_a_model_is_exported_anew_for_each_change(source: Path, merged: Artifact, vaes: Any) -> None:
     found = find_source(str(source))
     other = str(vaes(autoencoder()))
@@ -243,6 +249,7 @@ def with_their_vae(folder: Path, kind: str = "AutoencoderKL") -> Callable[[Any],
     return change
 
 
+@pytest.mark.slow  # traces for minutes
 @pytest.mark.parametrize("runtime", ["onnx", "openvino"])
 def test_another_vae_draws(source: Path, other: Path, plain: Artifact, tmp_path: Path, runtime: str) -> None:
     pytest.importorskip("openvino" if runtime == "openvino" else "onnxruntime")
@@ -260,6 +267,7 @@ def test_another_vae_draws(source: Path, other: Path, plain: Artifact, tmp_path:
         assert made.components[name].proof["graph"] == plain.components[name].proof["graph"]
 
 
+@pytest.mark.slow  # traces for minutes
 def test_it_is_verified_with_its_vae(source: Path, other: Path, plain: Artifact, tmp_path: Path) -> None:
     made = export_model(source, tmp_path / "made", vae=other, graph_from=plain.root, verify=False)
     proved = verify_artifact(made.root)
