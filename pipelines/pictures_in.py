@@ -7,12 +7,11 @@ from dataclasses import dataclass
 from typing import Any
 
 import numpy as np
-import numpy.typing as npt
 from PIL import Image
 
 from ..core.errors import BadInput, UsageError
+from .random import FloatArray
 
-FloatArray = npt.NDArray[np.float32]
 Picture = Image.Image | Sequence[Image.Image]
 
 

@@ -9,9 +9,7 @@ from typing import Any
 from ..core.errors import BadInput
 from ..pipelines.generation import Generation
 from ..pipelines.hooks import Hook
-from ..pipelines.lora import split_loras
-
-_SUFFIX = ".safetensors"
+from ..pipelines.lora import lora_paths, split_loras
 
 
 def lora_files(folder: Path | None) -> dict[str, Path]:
@@ -20,9 +18,8 @@ def lora_files(folder: Path | None) -> dict[str, Path]:
     The name is the file's own without its ending. One that two files have stands for neither.
     """
     found: dict[str, list[Path]] = {}
-    for path in folder.rglob(f"*{_SUFFIX}") if folder is not None else ():
-        if path.is_file():
-            found.setdefault(path.stem, []).append(path)
+    for path in lora_paths(folder) if folder is not None else ():
+        found.setdefault(path.stem, []).append(path)
     return {name: paths[0] for name, paths in sorted(found.items()) if len(paths) == 1}
 
 

@@ -15,6 +15,7 @@ from ...core.tensors import DType, TensorSpec
 from ...pipelines.control import BLOCK, SINGLE
 from ..spec import ComponentSpec, Config
 from .flux import FLUX
+from .narrow import attention_width
 from .sana import SANA
 from .sd3 import SD3
 
@@ -76,7 +77,7 @@ def with_blocks(spec: ComponentSpec) -> ComponentSpec:
     kind = next(kind for kind in _KINDS.values() if kind.transformer.kind == spec.kind)
 
     def inputs(config: Config) -> dict[str, TensorSpec]:
-        specs = {stem: TensorSpec(F32, (*_SYMBOLS[stem], _width(config))) for stem in kind.stems}
+        specs = {stem: TensorSpec(F32, (*_SYMBOLS[stem], attention_width(config))) for stem in kind.stems}
         names = kind.names(config, last=kind.last)
         return spec.inputs(config) | {n: specs[n.rstrip("0123456789")] for n in names}
 
@@ -114,7 +115,7 @@ def flow_controlnet(config: Mapping[str, Any]) -> ComponentSpec:
         return own | more
 
     def outputs(config: Config) -> dict[str, TensorSpec]:
-        residual = TensorSpec(F32, ("batch", "image_tokens", _width(config)))
+        residual = TensorSpec(F32, ("batch", "image_tokens", attention_width(config)))
         return dict.fromkeys(kind.names(config, last=True), residual)
 
     return replace(spec, name="controlnet", kind=kind.net, folder="", inputs=inputs, outputs=outputs)
@@ -163,10 +164,6 @@ def _full(stems: tuple[str, ...], config: Mapping[str, Any], sizes: Mapping[str,
     """The sizes of whole residuals beside latents of these."""
     own = (sizes["batch"], _tokens(config, sizes))
     return {symbol: size for stem in stems for symbol, size in zip(_SYMBOLS[stem], own, strict=True)}
-
-
-def _width(config: Mapping[str, Any]) -> int:
-    return int(config["num_attention_heads"]) * int(config["attention_head_dim"])
 
 
 def _tokens(config: Mapping[str, Any], sizes: Mapping[str, int]) -> int:

@@ -11,13 +11,12 @@ from ...core.tensors import DType, TensorSpec
 from ...pipelines.settings import vae_scale
 from ..spec import ComponentSpec, Config
 from .clip import clip_text
-from .narrow import first_alike
+from .narrow import NARROW, attention_width, first_alike
 from .t5 import t5_encoder
 from .vae import VAE_DECODER, VAE_ENCODER
 
 F32 = DType.FLOAT32
 _PACKED = 4  # latents in a token, a square of 2 by 2
-_NARROW = 128  # width below which a model needs no narrower twin
 
 
 def _inputs(config: Config) -> dict[str, TensorSpec]:
@@ -42,7 +41,7 @@ def _outputs(config: Config) -> dict[str, TensorSpec]:
 
 def _narrow(config: Config) -> Config:
     """A few heads; a model that is narrow already is its own twin."""
-    if _width(config) <= _NARROW:
+    if attention_width(config) <= NARROW:
         return config
     changes = (
         {
@@ -57,13 +56,9 @@ def _narrow(config: Config) -> Config:
     return first_alike(config, _sizes, changes)
 
 
-def _width(config: Mapping[str, Any]) -> int:
-    return int(config["num_attention_heads"]) * int(config["attention_head_dim"])
-
-
 def _sizes(config: Mapping[str, Any]) -> list[int]:
     """The sizes that the transformer's tensors have, but for those of the pictures and the text."""
-    width = _width(config)
+    width = attention_width(config)
     keys = ("in_channels", "num_attention_heads", "attention_head_dim", "joint_attention_dim", "pooled_projection_dim")
     return [width, 3 * width, 4 * width, 5 * width, 6 * width, *(int(config[k]) for k in keys), *_axes(config)]
 

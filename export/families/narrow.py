@@ -6,6 +6,13 @@ import math
 from collections.abc import Callable, Iterable, Mapping, Sequence
 from typing import Any
 
+NARROW = 128  # width of a transformer below which it needs no narrower twin
+
+
+def attention_width(config: Mapping[str, Any]) -> int:
+    """All heads of a transformer side by side."""
+    return int(config["num_attention_heads"]) * int(config["attention_head_dim"])
+
 
 def per_block(value: Any, blocks: int) -> list[int]:
     """A config's entry for each of `blocks` blocks, where one number stands for all of them."""

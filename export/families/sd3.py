@@ -10,12 +10,11 @@ from ...core.errors import BadInput
 from ...core.tensors import DType, TensorSpec
 from ..spec import ComponentSpec, Config
 from .clip import clip_text
-from .narrow import first_alike
+from .narrow import NARROW, attention_width, first_alike
 from .t5 import t5_encoder
 from .vae import VAE_DECODER, VAE_ENCODER
 
 F32 = DType.FLOAT32
-_NARROW = 128  # width below which a model needs no narrower twin
 
 
 def _inputs(config: Config) -> dict[str, TensorSpec]:
@@ -54,7 +53,7 @@ def _checks(config: Config) -> list[dict[str, int]]:
 
 def _narrow(config: Config) -> Config:
     """A few heads; a model that is narrow already is its own twin."""
-    if _width(config) <= _NARROW:
+    if attention_width(config) <= NARROW:
         return config
     own = int(config["patch_size"]) ** 2 * int(config["in_channels"])  # as wide as a head of the models that there are
     changes = (
@@ -71,13 +70,9 @@ def _narrow(config: Config) -> Config:
     return first_alike(config, _sizes, changes)
 
 
-def _width(config: Mapping[str, Any]) -> int:
-    return int(config["num_attention_heads"]) * int(config["attention_head_dim"])
-
-
 def _sizes(config: Mapping[str, Any]) -> list[int]:
     """The sizes that the transformer's tensors have, but for those of the pictures and the text."""
-    width, patch = _width(config), int(config["patch_size"])
+    width, patch = attention_width(config), int(config["patch_size"])
     keys = ("in_channels", "num_attention_heads", "attention_head_dim", "joint_attention_dim", "pooled_projection_dim")
     wide = [width, 2 * width, 4 * width, 6 * width, 9 * width]
     return [*wide, patch, patch**2 * int(config["in_channels"]), *(int(config[k]) for k in keys)]

@@ -150,6 +150,10 @@ def _t5(folder: str, *, optional: bool) -> Part:
     )
 
 
+# entries of model_index.json for parts that a single checkpoint does not hold
+_NO_CHECKER = {"requires_safety_checker": False, "safety_checker": [None, None], "feature_extractor": [None, None]}
+_NO_IMAGES = {"image_encoder": [None, None], "feature_extractor": [None, None]}
+
 SD1 = Layout(
     title="Stable Diffusion 1",
     pipeline="StableDiffusionPipeline",
@@ -161,7 +165,7 @@ SD1 = Layout(
     scheduler=schedulers.PNDM,
     tokenizers={"tokenizer": END_OF_TEXT},
     text_width=768,
-    extra={"requires_safety_checker": False, "safety_checker": [None, None], "feature_extractor": [None, None]},
+    extra=_NO_CHECKER,
 )
 SD2 = Layout(
     title="Stable Diffusion 2",
@@ -174,7 +178,7 @@ SD2 = Layout(
     scheduler=schedulers.DDIM_V,
     tokenizers={"tokenizer": "!"},
     text_width=1024,
-    extra={"requires_safety_checker": False, "safety_checker": [None, None], "feature_extractor": [None, None]},
+    extra=_NO_CHECKER,
 )
 SDXL = Layout(
     title="Stable Diffusion XL",
@@ -227,7 +231,7 @@ SD3 = Layout(
     ),
     scheduler=schedulers.FLOW,
     tokenizers={"tokenizer": END_OF_TEXT, "tokenizer_2": "!", "tokenizer_3": None},
-    extra={"image_encoder": [None, None], "feature_extractor": [None, None]},
+    extra=_NO_IMAGES,
 )
 FLUX = Layout(
     title="Flux",
@@ -249,7 +253,7 @@ FLUX = Layout(
     ),
     scheduler=schedulers.FLUX,
     tokenizers={"tokenizer": END_OF_TEXT, "tokenizer_2": None},
-    extra={"image_encoder": [None, None], "feature_extractor": [None, None]},
+    extra=_NO_IMAGES,
 )
 
 LAYOUTS = (SD1, SD2, SDXL, SDXL_REFINER, SD3, FLUX)

@@ -4,6 +4,16 @@ from __future__ import annotations
 
 from .changes import Changes, LoraUse, lora_overrides
 from .files import Lora, LoraLayer, read_lora
-from .tags import find_lora, split_loras
+from .tags import find_lora, lora_paths, split_loras
 
-__all__ = ["Changes", "Lora", "LoraLayer", "LoraUse", "find_lora", "lora_overrides", "read_lora", "split_loras"]
+__all__ = [
+    "Changes",
+    "Lora",
+    "LoraLayer",
+    "LoraUse",
+    "find_lora",
+    "lora_overrides",
+    "lora_paths",
+    "read_lora",
+    "split_loras",
+]

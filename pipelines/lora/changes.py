@@ -16,7 +16,8 @@ from ...core.artifact import Component
 from ...core.errors import BadInput
 from ...core.safetensors_header import read_tensor
 from ...runtimes.low_rank import LowRank, Override
-from .files import FloatArray, Lora
+from ..random import FloatArray
+from .files import Lora
 from .keys import DENOISERS
 from .match import Change, match
 

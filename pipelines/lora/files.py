@@ -14,13 +14,11 @@ from dataclasses import dataclass
 from pathlib import Path
 
 import numpy as np
-import numpy.typing as npt
 
 from ...core.dtypes import FLOATS
 from ...core.errors import BadInput
 from ...core.safetensors_header import TensorEntry, read_header, read_metadata, read_tensor
-
-FloatArray = npt.NDArray[np.float32]
+from ..random import FloatArray
 
 _SETTINGS = "lora_adapter_metadata"  # where diffusers keeps PEFT's settings, as JSON
 _FORMATS = re.compile(

@@ -12,8 +12,9 @@ from ...core.artifact import Component
 from ...core.errors import BadInput
 from ...runtimes.low_rank import without_ones
 from ...runtimes.stored import StoredWeight, stored_weights
+from ..random import FloatArray
 from .describe import describe_components, describe_lora
-from .files import FloatArray, Lora, LoraLayer
+from .files import Lora, LoraLayer
 from .keys import DENOISERS, owners, spelled
 from .layouts import Origin, original_names
 

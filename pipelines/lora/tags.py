@@ -44,6 +44,11 @@ def _number(tag: str, text: str) -> float:
     return number
 
 
+def lora_paths(folder: Path) -> list[Path]:
+    """The .safetensors files of a folder and of those below it, sorted."""
+    return sorted(p for p in folder.rglob(f"*{_ENDING}") if p.is_file())
+
+
 def find_lora(name: str, where: Mapping[str, Path] | Path) -> Path:
     """The file of the LoRA with this name.
 
@@ -57,7 +62,7 @@ def find_lora(name: str, where: Mapping[str, Path] | Path) -> Path:
         if name in where:
             return where[name]
         raise _missing(name, list(where), "LoRAs are")
-    files = sorted(p for p in where.rglob(f"*{_ENDING}") if p.is_file())
+    files = lora_paths(where)
     wanted = name.removesuffix(_ENDING)
     found = [p for p in files if p.stem == wanted or p.relative_to(where).with_suffix("").as_posix() == wanted]
     if len(found) > 1:

@@ -4,68 +4,33 @@ from __future__ import annotations
 
 from collections.abc import Mapping
 from dataclasses import dataclass
-from typing import Any, ClassVar
+from typing import Any
 
 import numpy as np
-import numpy.typing as npt
 
-from ...core.errors import BadInput
 from ..random import Generator
-from .base import (
-    FloatArray,
-    GivenSigmas,
-    Settings,
-    alphas_cumprod,
-    check_steps,
-    check_timesteps,
-    noised,
-    predicted_original,
-    refuse_sigmas,
-)
-from .options import settings_from_config
+from .base import FloatArray, noised, predicted_original
+from .distilled import DistilledScheduler, DistilledSettings
 
 SIGMA_DATA = np.float32(0.5)  # standard deviation of the data in the boundary condition, arXiv 2303.01469, appendix C
 
 
 @dataclass(frozen=True, kw_only=True)
-class LcmSettings(Settings):
-    """Options of diffusers' LCMScheduler; it has its own timesteps, so timestep_spacing and steps_offset do nothing."""
+class LcmSettings(DistilledSettings):
+    """Options of diffusers' LCMScheduler."""
 
-    choices: ClassVar[Mapping[str, tuple[object, ...]]] = {**Settings.choices, "thresholding": (False,)}
-
-    beta_start: float = 0.00085
-    beta_end: float = 0.012
-    beta_schedule: str = "scaled_linear"
-    original_inference_steps: int = 50
     clip_sample: bool = False
     clip_sample_range: float = 1.0
     timestep_scaling: float = 10.0
-    rescale_betas_zero_snr: bool = False
-    thresholding: bool = False
 
 
-class LcmScheduler:
+class LcmScheduler(DistilledScheduler[LcmSettings]):
     """diffusers' LCMScheduler. See `Scheduler` for shapes."""
 
     name = "lcm"
-    order = 1
-    init_noise_sigma = 1.0
 
     def __init__(self, config: Mapping[str, Any]) -> None:
-        self.settings = settings_from_config(LcmSettings, config, self.name)
-        check_original(self.settings.original_inference_steps, self.settings, self.name)
-        self._alphas = alphas_cumprod(self.settings, zero_snr=self.settings.rescale_betas_zero_snr)
-        self.timesteps: npt.NDArray[np.int64] = np.empty(0, dtype=np.int64)
-
-    def set_timesteps(self, steps: int, *, sigmas: GivenSigmas = None, tokens: int | None = None) -> None:
-        """`steps` of the timesteps that the model was distilled on, evenly spread."""
-        refuse_sigmas(sigmas, self.name)
-        timesteps = distilled_timesteps(self.settings.original_inference_steps, self.settings, steps)
-        check_timesteps(timesteps, self._alphas, self.settings)
-        self.timesteps = timesteps
-
-    def scale_model_input(self, latents: FloatArray, index: int) -> FloatArray:
-        return latents
+        super().__init__(LcmSettings, config)
 
     def step(self, model_output: FloatArray, index: int, latents: FloatArray, generator: Generator) -> FloatArray:
         """Multistep consistency sampling: arXiv 2310.04378, algorithm 3. The last step draws no noise."""
@@ -83,33 +48,3 @@ class LcmScheduler:
         if index == len(self.timesteps) - 1:
             return denoised
         return noised(denoised, generator.normal(model_output.shape), self._alphas[self.timesteps[index + 1]])
-
-    def add_noise(self, latents: FloatArray, noise: FloatArray, index: int) -> FloatArray:
-        return noised(latents, noise, self._alphas[self.timesteps[index]])
-
-
-def check_original(original: int, settings: Settings, name: str) -> None:
-    """Raises BadInput where a model cannot have been distilled on `original` timesteps."""
-    if not 1 <= original <= settings.num_train_timesteps:
-        raise BadInput(
-            f"original_inference_steps={original} of the scheduler {name!r} is not between 1 and "
-            f"{settings.num_train_timesteps}.",
-            "Correct scheduler_config.json.",
-        )
-
-
-def distilled_timesteps(original: int, settings: Settings, steps: int) -> npt.NDArray[np.int64]:
-    """`steps` of the `original` timesteps that a model was distilled on, evenly spread, from noisy to clean: int64.
-
-    Raises:
-        BadInput: `steps` is more than `original` or out of range.
-    """
-    train = settings.num_train_timesteps
-    check_steps(steps, train)
-    if steps > original:
-        raise BadInput(
-            f"{steps} steps are more than the {original} the model was distilled on (original_inference_steps).",
-            f"Give 1 to {original} steps; 4 to 8 are usual.",
-        )
-    distilled = np.arange(original, 0, -1, dtype=np.int64) * (train // original) - 1
-    return distilled[np.linspace(0, original, steps, endpoint=False).astype(np.int64)]
