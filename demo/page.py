@@ -115,7 +115,7 @@ def _exports(results: Results) -> str:
     return (
         "<section><h2>Exported and proved</h2>"
         "<p>Each component became an ONNX graph that points into the model's own weights file. "
-        "<em>Graph</em>: a narrow twin of the architecture against PyTorch. <em>Weights</em>: every tensor traced "
+        "<em>Graph</em>: with random weights, against PyTorch. <em>Weights</em>: every tensor traced "
         "to the source by name, shape, type and hash. <em>Numeric</em>: the real weights, largest error of an output "
         f"against PyTorch in float32. Export with all proofs: {escape(times)}.</p>"
         "<div class=scroll tabindex=0 role=region aria-label=Proofs><table><thead><tr>"
