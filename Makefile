@@ -7,7 +7,10 @@ BENCH ?= bench-output
 WORKERS ?= 2
 QUICK = "not slow and not optimum and not openvino_peers and not ray"
 
-.PHONY: demo test family-table test-slow test-optimum test-openvino-peers test-ray lint bench bench-peers clean
+GPU_REPORT ?= gpu-report
+
+.PHONY: demo test family-table test-slow test-optimum test-openvino-peers test-ipex test-gpu test-ray lint bench \
+	bench-peers clean
 
 $(VENV)/.ready: pyproject.toml
 	test -x $(BIN)/python || $(PYTHON) -m venv $(VENV)
@@ -61,6 +64,36 @@ test-optimum: .venv-optimum/.ready
 
 test-openvino-peers: .venv-openvino-peers/.ready
 	.venv-openvino-peers/bin/python -m pytest -m openvino_peers tests/optimum
+
+# IPEX is at its end and runs with PyTorch 2.8 alone, of which PyPI has a build for CUDA, 7 GB once installed; with
+# PIP_EXTRA_INDEX_URL set to PyTorch's wheels for CPUs it is less than 2
+.venv-ipex/.ready: pyproject.toml
+	test -x .venv-ipex/bin/python || $(PYTHON) -m venv .venv-ipex
+	.venv-ipex/bin/pip install -q -U pip
+	.venv-ipex/bin/pip install -q -e ".[export,onnx,ipex]" pytest
+	touch $@
+
+test-ipex: .venv-ipex/.ready
+	.venv-ipex/bin/python -m pytest -k ipex tests/contract/test_contract.py tests/contract/test_ipex.py
+
+# On a machine with an NVIDIA GPU: all that needs one, and a report of it. GPU_PYTHON=python3 uses an environment that
+# has the libraries already. tensorrt is tried and may be missing: its package fetches libraries from elsewhere.
+ifeq ($(GPU_PYTHON),)
+GPU_PYTHON = .venv-gpu/bin/python
+GPU_READY = .venv-gpu/.ready
+endif
+
+.venv-gpu/.ready: pyproject.toml
+	test -x .venv-gpu/bin/python || $(PYTHON) -m venv .venv-gpu
+	.venv-gpu/bin/pip install -q -U pip
+	.venv-gpu/bin/pip install -q -e ".[export,torch,onnx-gpu,tensorrt-rtx,lora,bench]" "onnxruntime-gpu[cuda,cudnn]" \
+		nncf nvidia-ml-py pytest
+	-.venv-gpu/bin/pip install -q "tensorrt>=10.15"
+	touch $@
+
+test-gpu: $(GPU_READY) .typecheck/vitrify
+	PYTHONPATH=.typecheck VITRIFY_GPU_REPORT=$(GPU_REPORT) $(GPU_PYTHON) -m pytest -m gpu tests/gpu tests/contract \
+		tests/bench/test_energy.py
 
 # Ray is large, and nothing else needs it; the tests are those of the server, with its other engine
 .venv-ray/.ready: pyproject.toml

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections.abc import Sequence
 from enum import StrEnum
 from typing import TYPE_CHECKING, Annotated
 
@@ -17,6 +18,13 @@ _SOURCE = "Source"
 class Hint(StrEnum):
     LATENCY = "latency"
     THROUGHPUT = "throughput"
+
+
+class Offload(StrEnum):
+    AUTO = "auto"
+    NONE = "none"
+    COMPONENTS = "components"
+    WEIGHTS = "weights"
 
 
 class Precision(StrEnum):
@@ -77,6 +85,14 @@ PreviewVae = Annotated[
         "--preview-vae", help="A small VAE's folder or hub id, whose decoder draws previews.", metavar="FOLDER"
     ),
 ]
+StepCacheGraph = Annotated[
+    int | None,
+    typer.Option(
+        "--step-cache",
+        help="Also a graph of so many of the UNet's last layers, 1 to 3, for steps that take features of earlier ones.",
+        metavar="LAYERS",
+    ),
+]
 Offline = Annotated[
     bool, typer.Option("--offline", help="Use only what the hub's cache holds.", rich_help_panel=_SOURCE)
 ]
@@ -126,6 +142,35 @@ RuntimeCache = Annotated[
     ),
 ]
 
+RuntimeOptions = Annotated[
+    list[str] | None,
+    typer.Option(
+        "--runtime-option",
+        "-O",
+        help="An option of one runtime, as in provider=tensorrt, compile=regional, attention=flash.",
+        metavar="NAME=VALUE",
+        rich_help_panel=_RUNTIME,
+    ),
+]
+
+Place = Annotated[
+    str | None,
+    typer.Option(
+        "--place",
+        help="Components on devices of their own, as in vae=cpu,unet=cuda:0.",
+        metavar="NAME=DEVICE,...",
+        rich_help_panel=_RUNTIME,
+    ),
+]
+OffloadOption = Annotated[
+    Offload,
+    typer.Option(
+        "--offload",
+        help="auto: as a GPU's free memory wants it; none; components: one at a time; weights: streamed in.",
+        rich_help_panel=_RUNTIME,
+    ),
+]
+
 
 def runtime_options(
     threads: int,
@@ -136,12 +181,14 @@ def runtime_options(
     streams: int,
     precision: Precision | None,
     static: bool,
+    more: Sequence[str] | None = None,
     unsaid: bool = True,
 ) -> Options:
     """What the options above say of a session. unsaid: what prepack and arena are where nobody said."""
     from .runtimes.base import Options
+    from .runtimes.options import parse_options
 
-    return Options(
+    said = Options(
         threads=threads,
         prepack=unsaid if prepack is None else prepack,
         arena=unsaid if arena is None else arena,
@@ -151,3 +198,4 @@ def runtime_options(
         precision=precision,
         static=static,
     )
+    return parse_options(more or (), said)

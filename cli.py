@@ -20,6 +20,7 @@ from .arguments import (
     PredictionType,
     PreviewVae,
     Revision,
+    StepCacheGraph,
     Token,
     Tome,
     Vae,
@@ -28,6 +29,7 @@ from .arguments import (
 )
 from .cli_bench import bench_app
 from .cli_compile import compile
+from .cli_doctor import doctor
 from .cli_generate import generate
 from .cli_loadgen import loadgen
 from .cli_run import classify, use
@@ -48,33 +50,7 @@ app.add_typer(cache_app, name="cache")
 app.add_typer(bench_app, name="bench")
 
 
-@app.command()
-def doctor(json: Json = False) -> None:
-    """Show the machine, the runtimes, the recipes, and what to repair. Exits with 4 where no runtime is usable."""
-    from .runtimes.doctor import examine
-
-    found = examine()
-    if json:
-        screen.print_json(found)
-    else:
-        for name, value in found["machine"].items():
-            print(f"{name:13} {', '.join(value) if isinstance(value, list) else value}")
-        print()
-        for name, row in found["runtimes"].items():
-            buys = row.get("buys", "")
-            if row.get("usable"):
-                print(f"{name:8} {row.get('version')} on {', '.join(row.get('devices', []))}{buys and f': {buys}'}")
-            else:
-                what, fix = row.get("what") or "It does not say why.", row.get("fix") or ""
-                print(f"{name:8} not usable: {what} {fix}".rstrip() + (buys and f" ({buys})"))
-        versions = ", ".join(f"{n} {v}" for n, v in found["export"]["versions"].items())
-        print(f"{'export':8} " + (versions if found["export"]["usable"] else f"not usable: {found['export']['fix']}"))
-        print()
-        screen.print_recipes(found["recipes"])
-        for problem in found["problems"]:
-            print(f"\nproblem: {problem['what']}\n    fix: {problem['fix']}")
-    if not any(r.get("usable") for r in found["runtimes"].values()):
-        raise typer.Exit(4)
+app.command()(doctor)
 
 
 @app.command()
@@ -96,6 +72,7 @@ def export(
     tome: Tome = None,
     vae: Vae = None,
     preview_vae: PreviewVae = None,
+    step_cache: StepCacheGraph = None,
     revision: Revision = None,
     variant: Variant = None,
     token: Token = None,
@@ -109,7 +86,7 @@ def export(
     from .export.changed import Changes
     from .export.job import ExportJob, configs_from, find_source
 
-    changes = Changes(tome, vae, preview_vae)
+    changes = Changes(tome, vae, preview_vae, step_cache)
     changes.check()
     graphs = None if graph_from is None else Artifact.load(graph_from)
     with screen.progress() as report:
@@ -216,6 +193,8 @@ def inspect(
         for c in found.components.values()
     ]
     screen.table(rows, ["component", "format", "recipe", "weights", "MB", "inputs", "outputs"])
+    for line in screen.plans(found):
+        print(line)
     screen.print_proofs(found)
     print("checksums: " + (screen.checksums(hashed, unhashed) if checksums else "not run (--checksums)"))
 

@@ -21,6 +21,7 @@ from .arguments import (
     PredictionType,
     PreviewVae,
     Revision,
+    StepCacheGraph,
     Token,
     Tome,
     Vae,
@@ -44,6 +45,13 @@ _PLAN = "Plans"
 class PlanPrecision(StrEnum):
     FLOAT32 = "float32"
     FLOAT16 = "float16"
+    BFLOAT16 = "bfloat16"
+
+
+class Compatible(StrEnum):
+    NONE = "none"
+    AMPERE = "ampere+"
+    SAME = "same-capability"
 
 
 def compile(
@@ -83,6 +91,7 @@ def compile(
     tome: Tome = None,
     vae: Vae = None,
     preview_vae: PreviewVae = None,
+    step_cache: StepCacheGraph = None,
     verify: Verify = None,
     force: Force = False,
     precision: Annotated[
@@ -90,6 +99,33 @@ def compile(
     ] = None,
     compute_capability: Annotated[
         str | None, typer.Option(help="The GPUs to build for, as in 8.6,8.9.", rich_help_panel=_PLAN)
+    ] = None,
+    refit: Annotated[
+        bool, typer.Option("--refit", help="Weights can be changed; needs a GPU to build.", rich_help_panel=_PLAN)
+    ] = False,
+    strip: Annotated[
+        bool, typer.Option("--strip", help="As --refit, without the weights in the plan.", rich_help_panel=_PLAN)
+    ] = False,
+    apart: Annotated[
+        bool,
+        typer.Option("--apart", help="Weights stay in the model's files, as inputs.", rich_help_panel=_PLAN),
+    ] = False,
+    weight_streaming: Annotated[
+        bool,
+        typer.Option("--weight-streaming", help="Some weights may stay off the GPU.", rich_help_panel=_PLAN),
+    ] = False,
+    hardware_compatible: Annotated[
+        Compatible | None, typer.Option(help="TensorRT: also for GPUs like this one.", rich_help_panel=_PLAN)
+    ] = None,
+    timing_cache: Annotated[
+        bool | None,
+        typer.Option("--timing-cache/--no-timing-cache", help="TensorRT: keep timings.", rich_help_panel=_PLAN),
+    ] = None,
+    optimization_level: Annotated[
+        int | None, typer.Option(help="TensorRT: 0 builds soonest, 5 searches most.", rich_help_panel=_PLAN)
+    ] = None,
+    workspace: Annotated[
+        int | None, typer.Option(help="Bytes of the GPU that one layer may use.", rich_help_panel=_PLAN)
     ] = None,
     revision: Revision = None,
     variant: Variant = None,
@@ -103,12 +139,30 @@ def compile(
     target = _target(to, quant)
     wanted = _recipe(quant, samples, keep)
     check_target(wanted, target)
-    _refuse(wanted, target, calibration, precision, compute_capability)
+    given: dict[str, Any] = {
+        "precision": precision and precision.value,
+        "compute_capability": compute_capability,
+        "refit": refit or None,
+        "strip": strip or None,
+        "apart": apart or None,
+        "weight_streaming": weight_streaming or None,
+        "hardware_compatible": hardware_compatible and hardware_compatible.value,
+        "timing_cache": timing_cache,
+        "optimization_level": optimization_level,
+        "workspace": workspace,
+    }
+    plan = {name: value for name, value in given.items() if value is not None}
+    _refuse(wanted, target, calibration, plan)
 
     from .export.changed import Changes
     from .export.compile import CompileJob
+    from .export.plan_options import PlanOptions
 
-    changes = Changes(tome, vae, preview_vae)
+    built = PlanOptions(**plan)
+    if target.startswith("tensorrt"):
+        built.check(target)
+
+    changes = Changes(tome, vae, preview_vae, step_cache)
     changes.check()
     with screen.progress() as report:
         told: list[str] = []
@@ -125,8 +179,7 @@ def compile(
             verify,
             force,
             keep_failed,
-            (precision or PlanPrecision.FLOAT32).value,
-            compute_capability,
+            built,
             report=_remembering(report, told),
         ).run()
     bought = cell(wanted, target)
@@ -186,14 +239,13 @@ def _refuse(
     wanted: Recipe,
     target: str,
     calibration: Path | None,
-    precision: PlanPrecision | None,
-    compute_capability: str | None,
+    plan: Iterable[str],
 ) -> None:
     """Options that would change nothing are not dropped without a word."""
-    plan = {"--precision": precision, "--compute-capability": compute_capability}
-    given = [name for name, value in plan.items() if value is not None]
+    given = [f"--{name.replace('_', '-')}" for name in plan]
     if given and not target.startswith("tensorrt"):
-        raise UsageError(f"{' and '.join(given)} are for plans, not for {target}.", "Leave them out.")
+        verb = "is" if len(given) == 1 else "are"
+        raise UsageError(f"{' and '.join(given)} {verb} for plans, not for {target}.", "Leave them out.")
     if calibration is not None and not wanted.calibrated:
         raise UsageError(f"{wanted.name} needs no calibration.", "Leave --calibration out.")
 

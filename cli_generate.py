@@ -17,12 +17,16 @@ from .arguments import (
     Json,
     Model,
     Offline,
+    Offload,
+    OffloadOption,
+    Place,
     PrecisionOption,
     PredictionType,
     Prepack,
     Revision,
     RuntimeCache,
     RuntimeOption,
+    RuntimeOptions,
     Static,
     Streams,
     Threads,
@@ -88,6 +92,14 @@ def generate(
     vae_tile: Annotated[
         int | None, typer.Option(help="Side in pixels of the tiles that the VAE works in.", min=64)
     ] = None,
+    step_cache: Annotated[
+        str | None,
+        typer.Option(
+            "--step-cache",
+            help="3: every third step is computed whole; 0.1: as few as keep the features within a tenth.",
+            metavar="STEPS|SHARE",
+        ),
+    ] = None,
     hook: Hooks = None,
     batch: Annotated[int, typer.Option(help="Pictures; the seed grows by 1 for each.", min=1)] = 1,
     rng: Annotated[str, typer.Option(help="cpu: torch's CPU numbers; philox: CUDA's.")] = "cpu",
@@ -101,6 +113,9 @@ def generate(
     arena: Arena = True,
     runtime_cache: RuntimeCache = False,
     static: Static = False,
+    runtime_option: RuntimeOptions = None,
+    place: Place = None,
+    offload: OffloadOption = Offload.AUTO,
     revision: Revision = None,
     variant: Variant = None,
     token: Token = None,
@@ -118,7 +133,9 @@ def generate(
     from .pipelines.hooks import hooks_of
     from .pipelines.images import check_png_path, open_image, picture_paths, save_png
     from .pipelines.load import load
+    from .pipelines.placing import parse_place
     from .pipelines.random import random_seed
+    from .pipelines.step_cache import StepCache
 
     seed = random_seed() if seed is None else seed
     paths = picture_paths(output, prompt, seed, batch)
@@ -130,15 +147,19 @@ def generate(
     bound = parse_bytes(memory) if memory is not None else None
     loras = dict(parse_lora(one) for one in lora or [])
     controls = controls_given(control, controlnet, control_from, control_strength, control_start, control_end)
-    options = runtime_options(threads, prepack, arena, runtime_cache, hint, streams, precision, static)
+    if step_cache is not None:
+        StepCache.parse(step_cache)  # told before a model is fetched for it
+    options = runtime_options(threads, prepack, arena, runtime_cache, hint, streams, precision, static, runtime_option)
+    placed = parse_place(place) if place is not None else None
     with screen.progress() as report:
         artifact = artifact_of(
             model, revision, variant, token, offline, report, config, prediction_type, control=bool(controls)
         )
         need(artifact, ("text2img", "img2img", "inpaint"), "generate")
         opened = load(
-            artifact, device, options=options, runtime=runtime, memory=bound, say=lambda s: screen.say(f"device: {s}")
-        )
+            artifact, device, options=options, runtime=runtime, memory=bound, place=placed, offload=offload.value,
+            say=lambda s: screen.say(f"device: {s}"),
+        )  # fmt: skip
         pipeline = cast("DiffusionPipeline", opened)
         units: list[ControlUnit] = []
         try:
@@ -170,6 +191,7 @@ def generate(
                 strength=strength,
                 control=units,
                 loras=loras,
+                step_cache=step_cache,
                 hooks=hooks,
                 on_step=lambda s: report(Event("step", s.number, s.total, "steps")),
             )
@@ -204,7 +226,8 @@ def generate(
 def _fitted(memory: dict[str, Any]) -> str:
     """What was done to stay within a budget, in one line."""
     peak = f"{memory['peak'] / 1e9:.2f} GB at the peak" if memory["peak"] else "peak not known"
-    over = " (over it: draw smaller pictures)" if (memory["peak"] or 0) > memory["budget"] else ""
-    return (
-        f"memory: {peak} of {memory['budget'] / 1e9:.2f} GB{over}; {', '.join(memory['done']) or 'nothing was needed'}"
-    )
+    bound, done = memory["budget"], ", ".join(memory["done"]) or "nothing was needed"
+    if bound is None:
+        return f"memory: {peak}; {done}"
+    over = " (over it: draw smaller pictures)" if (memory["peak"] or 0) > bound else ""
+    return f"memory: {peak} of {bound / 1e9:.2f} GB{over}; {done}"

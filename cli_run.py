@@ -22,6 +22,7 @@ from .arguments import (
     Revision,
     RuntimeCache,
     RuntimeOption,
+    RuntimeOptions,
     Static,
     Streams,
     Threads,
@@ -57,6 +58,7 @@ def classify(
     arena: Arena = None,
     runtime_cache: RuntimeCache = False,
     static: Static = False,
+    runtime_option: RuntimeOptions = None,
     revision: Revision = None,
     variant: Variant = None,
     token: Token = None,
@@ -77,7 +79,9 @@ def classify(
         open_image(paths[0])  # a lone picture that cannot be read is told before a model is fetched for it
     # few pictures: weights that stay mapped open at once; many: each run should be fast
     many = len(paths) > 16
-    options = runtime_options(threads, prepack, arena, runtime_cache, hint, streams, precision, static, unsaid=many)
+    options = runtime_options(
+        threads, prepack, arena, runtime_cache, hint, streams, precision, static, runtime_option, unsaid=many
+    )
     with screen.progress() as report:
         artifact = artifact_of(model, revision, variant, token, offline, report)
         need(artifact, ("classify",), "classify")

@@ -9,7 +9,7 @@ from typing import Annotated, Any
 import typer
 
 from . import screen
-from .arguments import Json, Offline, RuntimeOption, Threads
+from .arguments import Json, Offline, Offload, OffloadOption, Place, RuntimeOption, RuntimeOptions, Threads
 from .core.errors import MissingDependency, UsageError
 
 _LIMITS, _SAFETY, _RAY, _WORDS = "Limits", "Who may call", "Engine", "LoRAs, embeddings and hooks"
@@ -31,6 +31,9 @@ def serve(
     device: Annotated[list[str] | None, typer.Option(help="One worker process each; default: the best one.")] = None,
     runtime: RuntimeOption = None,
     threads: Threads = 0,
+    runtime_option: RuntimeOptions = None,
+    place: Place = None,
+    offload: OffloadOption = Offload.AUTO,
     queue: Annotated[int | None, typer.Option(help="Jobs that may wait; default 32.", rich_help_panel=_LIMITS)] = None,
     timeout: Annotated[
         float | None, typer.Option(help="Seconds that a job may take; default 600.", rich_help_panel=_LIMITS)
@@ -89,6 +92,7 @@ def serve(
 
     given: dict[str, Any] = {
         "host": host, "port": port, "state": state, "device": device, "runtime": runtime, "threads": threads or None,
+        "runtime_option": runtime_option, "place": place, "offload": offload.value if offload != "auto" else None,
         "queue": queue, "timeout": timeout, "memory_budget": memory_budget, "worker_memory": worker_memory,
         "rate": rate, "grace": grace, "pinned": pin, "keys": keys, "no_keys": no_keys or None,
         "lora_folder": lora_folder, "embedding": embedding, "hook": hook,

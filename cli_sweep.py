@@ -23,6 +23,7 @@ from .arguments import (
     Revision,
     RuntimeCache,
     RuntimeOption,
+    RuntimeOptions,
     Static,
     Streams,
     Threads,
@@ -116,6 +117,7 @@ def sweep(
     arena: Arena = True,
     runtime_cache: RuntimeCache = False,
     static: Static = False,
+    runtime_option: RuntimeOptions = None,
     revision: Revision = None,
     variant: Variant = None,
     token: Token = None,
@@ -165,7 +167,7 @@ def sweep(
     )
     controls = controls_given(control, controlnet, control_from, control_strength, control_start, control_end)
     options = runtime_options(
-        0, prepack, arena, runtime_cache, hint, streams, precision, static
+        0, prepack, arena, runtime_cache, hint, streams, precision, static, runtime_option
     )  # threads may be swept
     with screen.progress() as report:
         artifact = artifact_of(

@@ -139,6 +139,21 @@ def changes(artifact: Any) -> list[str]:
     return told + ([f"previews are drawn by {model['preview_vae']}"] if model.get("preview_vae") else [])
 
 
+def plans(artifact: Any) -> list[str]:
+    """What TensorRT said of each plan when it was built, one line each."""
+    kept = {"refit": "can be refitted", "strip": "come from files by a refit", "apart": "come from files as inputs"}
+    told = []
+    for component in artifact.components.values():
+        engine = component.details.get("engine")
+        if isinstance(engine, dict):
+            outside = dict(component.details.get("outside", {}))
+            words = [f"{megabytes(engine.get('bytes', 0))} MB", f"{engine.get('layers')} layers"]
+            words += [f"{len(outside.get('table', ()))} weights {kept[outside['keeps']]}"] if outside else []
+            words += [str(flag).lower().replace("_", " ") for flag in engine.get("flags", ())]
+            told.append(f"plan of {component.name}: {', '.join(words)}; inspector {engine.get('inspector')}")
+    return told
+
+
 def print_recipes(recipes: dict[str, Any]) -> None:
     """Which recipe runs on which target, and what speaks against it, on stdout."""
     targets = list(dict.fromkeys(target for row in recipes.values() for target in row["targets"]))

@@ -8,7 +8,7 @@ from __future__ import annotations
 import sys
 from pathlib import Path
 
-from .bench_unet import CALIBRATION, INT8_STATIC, INT8_WEIGHTS, MODEL
+from .bench_unet import AOT, CALIBRATION, INT8_STATIC, INT8_WEIGHTS, MODEL
 from .compiled import Compiled, export
 from .measure import Case
 from .preparing import untimed
@@ -20,6 +20,7 @@ COMPILED = {
     "int4-weights, groups of 64": Compiled(MODEL, "onnx", "int4-weights"),
     "nf4-weights for OpenVINO": Compiled(MODEL, "openvino", "nf4-weights"),
     f"int8-static, {CALIBRATION[1]} samples": INT8_STATIC,
+    "float32 for AOTInductor": AOT,
 }
 
 

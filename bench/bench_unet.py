@@ -33,6 +33,12 @@ ON_OPENVINO = {
     "nf4-weights on OpenVINO": Compiled(MODEL, "openvino", "nf4-weights"),
     "int8-static on OpenVINO": INT8_STATIC,
 }
+TORCH = Compiled(MODEL, "torch", "fp32")
+AOT = Compiled(MODEL, "aotinductor", "fp32")
+REGIONAL, KEPT, WHOLE, AHEAD = (
+    "vitrify on PyTorch, compile=regional", "compile=regional, from its cache",
+    "vitrify on PyTorch, compile=whole", "vitrify on AOTInductor",
+)  # fmt: skip
 
 
 def cases(work: Path) -> list[Case]:
@@ -44,13 +50,17 @@ def cases(work: Path) -> list[Case]:
         STEPS.by_library(work, OPENVINO_ALONE, "openvino"),
         STEPS.by_vitrify(work, OPENVINO, "openvino"),
         *(STEPS.compiled(work, name, one, "openvino") for name, one in ON_OPENVINO.items()),
+        STEPS.compiled(work, REGIONAL, TORCH, more=["compile=regional"], cold=True),
+        STEPS.compiled(work, KEPT, TORCH, more=["compile=regional"]),
+        STEPS.compiled(work, WHOLE, TORCH, more=["compile=whole"], cold=True),
+        STEPS.compiled(work, AHEAD, AOT),
     ]
 
 
 def prepare(work: Path) -> None:
     untimed("making the random sd15", [sys.executable, "-m", "vitrify.bench.models", str(work / "models"), "sd15"])
     STEPS.prepare(work)
-    for one in (*ON_ONNX.values(), *ON_OPENVINO.values()):
+    for one in (*ON_ONNX.values(), *ON_OPENVINO.values(), TORCH, AOT):
         one.make(work)
 
 
@@ -60,6 +70,7 @@ UNET = Bench(
     prepare,
     (
         Comparison("unet", EAGER),
+        Comparison("unet on PyTorch", EAGER, (EAGER, ONNX, OPENVINO, REGIONAL, KEPT, WHOLE, AHEAD)),
         Comparison("unet on ONNX Runtime", ONNX_ALONE, (ONNX_ALONE, ONNX, *ON_ONNX)),
         Comparison("unet on OpenVINO", OPENVINO_ALONE, (OPENVINO_ALONE, OPENVINO, *ON_OPENVINO)),
     ),

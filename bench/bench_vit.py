@@ -23,6 +23,8 @@ COMPILED = {
     "int8-static on ONNX Runtime": Compiled(VIT_B, "onnx", "int8-static", CALIBRATION),
     "int8-static on OpenVINO": Compiled(VIT_B, "openvino", "int8-static", CALIBRATION),
 }
+TORCH = Compiled(VIT_B, "torch", "fp32")
+AOT = Compiled(VIT_B, "aotinductor", "fp32")
 
 
 def cases(work: Path) -> list[Case]:
@@ -31,6 +33,10 @@ def cases(work: Path) -> list[Case]:
         STEPS.by_vitrify(work, "vitrify on ONNX Runtime", "onnx"),
         STEPS.by_vitrify(work, "vitrify on OpenVINO", "openvino"),
         *(STEPS.compiled(work, name, one) for name, one in COMPILED.items()),
+        STEPS.compiled(work, "vitrify on PyTorch, compile=regional", TORCH, more=["compile=regional"], cold=True),
+        STEPS.compiled(work, "compile=regional, from its cache", TORCH, more=["compile=regional"]),
+        STEPS.compiled(work, "vitrify on PyTorch, compile=whole", TORCH, more=["compile=whole"], cold=True),
+        STEPS.compiled(work, "vitrify on AOTInductor", AOT),
     ]
 
 
@@ -38,7 +44,7 @@ def prepare(work: Path) -> None:
     untimed("making the random vit-b", [sys.executable, "-m", "vitrify.bench.models", str(work / "models"), "vit-b"])
     make_pictures(work / "pictures", PICTURES)
     STEPS.prepare(work)
-    for one in COMPILED.values():
+    for one in (*COMPILED.values(), TORCH, AOT):
         one.make(work)
 
 

@@ -20,16 +20,28 @@ Open = Callable[[Mapping[str, Array]], Step]
 
 
 @dataclass(frozen=True)
+class Vitrified:
+    """A step, and what its session tells beside its placement, such as the seconds that compiling took."""
+
+    step: Step
+    details: Mapping[str, Any]
+
+    def __call__(self) -> Array:
+        return self.step()
+
+
+@dataclass(frozen=True)
 class Model:
     """What is opened. path: an artifact, a graph or a model's folder. component, runtime: of an artifact.
 
-    threads: 0 leaves the choice to the library.
+    threads: 0 leaves the choice to the library. options: of an artifact's runtime, such as "compile=regional".
     """
 
     path: Path
     component: str = ""
     runtime: str = ""
     threads: int = 0
+    options: tuple[str, ...] = ()
 
 
 def vitrify(model: Model) -> Open:
@@ -38,14 +50,17 @@ def vitrify(model: Model) -> Open:
     from ..core.device import Device
     from ..core.registry import load_runtime
     from ..runtimes.base import Options
+    from ..runtimes.options import check_options, parse_options
 
     runtime = load_runtime(model.runtime)
+    options = parse_options(model.options, Options(threads=model.threads))
+    check_options([runtime], options)
 
     def opened(tensors: Mapping[str, Array]) -> Step:
         component = Artifact.load(model.path).components[model.component]
-        session = runtime.open(component, Device("cpu"), Options(threads=model.threads))
+        session = runtime.open(component, Device("cpu"), options)
         (output,) = session.outputs
-        return lambda: np.asarray(session.run(tensors)[output])
+        return Vitrified(lambda: np.asarray(session.run(tensors)[output]), getattr(session, "details", {}))
 
     return opened
 

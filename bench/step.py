@@ -18,7 +18,7 @@ from pathlib import Path
 from ..core.errors import ProofFailed, VitrifyError
 from ..core.tensors import Array
 from .inputs import read_inputs
-from .openers import OPENERS, Model
+from .openers import OPENERS, Model, Vitrified
 
 STEPS, WARMUP = 5, 2
 FLOAT32_DB = 60.0
@@ -61,6 +61,7 @@ def measure_steps(how: str, model: Model, inputs: Path, steps: int, minimum_db: 
 
     Returns:
         load_s: opening, without imports. step_ms: the median of `steps`, after two that are not counted.
+        compile_s: what of it and of the first calls was compiling, where the runtime tells.
         loaded_mb, loaded_anonymous_mb, ran_mb, ran_anonymous_mb: memory when it is open, and after the steps.
 
     Raises:
@@ -77,6 +78,9 @@ def measure_steps(how: str, model: Model, inputs: Path, steps: int, minimum_db: 
         output = step()
         milliseconds.append(1000 * (time.perf_counter() - start))
     values |= {"step_ms": statistics.median(milliseconds[WARMUP:]), **held("ran")}
+    details = step.details if isinstance(step, Vitrified) else {}
+    if "compile_s" in details:
+        values["compile_s"] = float(details["compile_s"])
     found = check(output, expected, minimum_db)
     print(f"error {found:.1f} dB below the output of the model in eager mode; steps of", *map(int, milliseconds), "ms")
     return values
@@ -89,13 +93,14 @@ def main(arguments: Sequence[str] | None = None) -> int:
     parser.add_argument("inputs", type=Path, help="a file of `python -m vitrify.bench.inputs`")
     parser.add_argument("--component", default="", help="of the artifact")
     parser.add_argument("--runtime", default="", help="that opens it")
+    parser.add_argument("--option", action="append", default=[], help="of the runtime, as compile=regional; several")
     parser.add_argument("--threads", type=int, default=0, help="0: the library's own choice")
     parser.add_argument("--steps", type=int, default=STEPS, help=f"timed, after {WARMUP} that are not (%(default)s)")
     parser.add_argument(
         "--minimum-db", type=float, default=FLOAT32_DB, help="how near the output must come (%(default)s)"
     )
     given = parser.parse_args(arguments)
-    model = Model(given.path, given.component, given.runtime, given.threads)
+    model = Model(given.path, given.component, given.runtime, given.threads, tuple(given.option))
     try:
         values = measure_steps(given.how, model, given.inputs, given.steps, given.minimum_db)
     except VitrifyError as exc:

@@ -2,20 +2,21 @@
 
 from __future__ import annotations
 
+import re
 import sys
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 
 from .compiled import Compiled, artifact, export
 from .measure import Case
-from .preparing import OFFLINE, made, required
+from .preparing import OFFLINE, forget, made, required
 from .summary import Columns
 
 # Only that the model was computed and not something else: of random weights, quality cannot be told.
 QUANTIZED_DB = 5.0
 COLUMNS = Columns(
-    ("step_ms", "load_s", "loaded_mb", "loaded_anonymous_mb", "ran_mb", "ran_anonymous_mb", "peak_mb"),
+    ("step_ms", "load_s", "compile_s", "loaded_mb", "loaded_anonymous_mb", "ran_mb", "ran_anonymous_mb", "peak_mb"),
     ("step_ms", "ran_anonymous_mb", "peak_mb"),
 )
 
@@ -54,20 +55,42 @@ class Steps:
         """The same graph, opened by us."""
         return self._case(work, name, "vitrify", artifact(work, self.model), "--runtime", runtime)
 
-    def compiled(self, work: Path, name: str, one: Compiled, runtime: str = "") -> Case:
-        """What a recipe made of it, opened by us; a failure where it was not made. runtime: default: what it is for."""
+    def compiled(
+        self, work: Path, name: str, one: Compiled, runtime: str = "", more: Sequence[str] = (), cold: bool = False
+    ) -> Case:
+        """What a recipe made of it, opened by us; a failure where it was not made.
+
+        Args:
+            runtime: default: what it is for. more: options of it, such as "compile=regional".
+            cold: the cache is empty each time, so that what is compiled when it is opened is compiled then.
+        """
         options = ["--runtime", runtime or one.target]
+        options += [word for option in more for word in ("--option", option)]
         if one.recipe != "fp32":
             options += ["--minimum-db", f"{QUANTIZED_DB:g}"]
-        return self._case(work, name, "vitrify", one.folder(work), *options, before=lambda: required(one.folder(work)))
+        cache = work / "cache-of-steps" / (re.sub(r"\W+", "-", name) if cold else "kept")
+
+        def before() -> None:
+            required(one.folder(work))
+            if cold:
+                forget(cache)
+
+        return self._case(work, name, "vitrify", one.folder(work), *options, before=before, VITRIFY_CACHE=str(cache))
 
     def _case(
-        self, work: Path, name: str, how: str, path: Path, *options: str, before: Callable[[], None] | None = None
+        self,
+        work: Path,
+        name: str,
+        how: str,
+        path: Path,
+        *options: str,
+        before: Callable[[], None] | None = None,
+        **environment: str,
     ) -> Case:
         command = [sys.executable, "-m", "vitrify.bench.step", how, str(path), str(self._inputs(work)), *options]
         if how == "vitrify":
             command += ["--component", self.component]
-        return Case(name, command, OFFLINE, group=self.bench, before=before)
+        return Case(name, command, {**OFFLINE, **environment}, group=self.bench, before=before)
 
     def _inputs(self, work: Path) -> Path:
         return work / "inputs" / f"{self.bench}.safetensors"

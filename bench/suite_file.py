@@ -13,6 +13,7 @@ from typing import Any
 
 from ..core.errors import BadInput, UsageError
 from ..runtimes.base import Options
+from ..runtimes.options import option_kind
 from .matrix import Axes, Size, check_axes
 
 # what a file and the options call an axis -> the field of `Axes`
@@ -193,7 +194,7 @@ def _options(value: Any, place: str) -> dict[str, Any]:
         raise BadInput(f"{place}: options are {value!r}.", "Write options = [{}, {prepack = false}].")
     _known(value, names, f"{place}, options")
     for key, one in value.items():
-        kind = type(getattr(defaults, key)) if getattr(defaults, key) is not None else str
+        kind = option_kind(key)
         if type(one) is not kind:
             raise BadInput(f"{place}: the option {key} is {one!r}.", f"Write one like {getattr(defaults, key)!r}.")
     return {key: one for key, one in value.items() if one != getattr(defaults, key)}

@@ -19,6 +19,7 @@ from ..export.compile import CompileJob
 from ..export.graph import OPSET
 from ..export.graphs import FORM
 from ..export.job import ExportJob
+from ..export.plan_options import PlanOptions
 from ..quant.recipes import Recipe, recipe
 from ..quant.support import check_target
 from ..runtimes.base import Options
@@ -186,7 +187,7 @@ def _made(origin: Origin, target: Path | None, folder: Path | None, key: str, wa
         if not wanted.plain:
             made = CompileJob(
                 made, place, wanted.to, wanted.recipe, wanted.calibration, wanted.verify, wanted.replace,
-                wanted.keep_failed, wanted.precision, wanted.compute_capability, wanted.report,
+                wanted.keep_failed, PlanOptions().named(wanted.precision, wanted.compute_capability), wanted.report,
             ).run().artifact  # fmt: skip
         made = replace(made, built={**made.built, KEY: key})
         made.save()

@@ -32,6 +32,8 @@ RUNTIMES: dict[str, RuntimeRow] = {
     "onnx": RuntimeRow("vitrify.runtimes.ort", "onnx", "onnxruntime", ("onnx",)),
     "openvino": RuntimeRow("vitrify.runtimes.ov", "openvino", "openvino", ("openvino", "onnx")),
     "torch": RuntimeRow("vitrify.runtimes.torch", "torch", "torch", ("torch",)),
+    "aotinductor": RuntimeRow("vitrify.runtimes.torch.aotinductor", "torch", "torch", ("aotinductor",)),
+    "ipex": RuntimeRow("vitrify.runtimes.torch.ipex", "ipex", "intel_extension_for_pytorch", ("torch",)),
     "tensorrt-rtx": RuntimeRow("vitrify.runtimes.trt_rtx", "tensorrt-rtx", "tensorrt_rtx", ("tensorrt-rtx",)),
     "tensorrt": RuntimeRow("vitrify.runtimes.trt_full", "tensorrt", "tensorrt", ("tensorrt",)),
 }

@@ -51,8 +51,26 @@ class TensorSpec:
         return cls(DType(data["dtype"]), tuple(data["shape"]))
 
 
-def check_tensors(specs: Mapping[str, TensorSpec], tensors: Mapping[str, Array]) -> dict[str, int]:
+@dataclass(frozen=True)
+class DeviceTensor:
+    """A tensor that lies on a session's device.
+
+    owner: the runtime and the device, such as "onnx cuda:0", whose sessions read it. value: that library's own object.
+    """
+
+    dtype: DType
+    shape: tuple[int, ...]
+    owner: str
+    value: Any
+
+
+def check_tensors(
+    specs: Mapping[str, TensorSpec], tensors: Mapping[str, Array | DeviceTensor], owner: str | None = None
+) -> dict[str, int]:
     """Hold `tensors` against `specs`: names, dtypes, shapes, and symbols that agree.
+
+    Args:
+        owner: of the device tensors that are taken; None: arrays alone.
 
     Returns:
         The size that each symbol got.
@@ -70,19 +88,27 @@ def check_tensors(specs: Mapping[str, TensorSpec], tensors: Mapping[str, Array])
     sizes: dict[str, int] = {}
     for name, spec in specs.items():
         tensor = tensors[name]
-        if not isinstance(tensor, np.ndarray | np.generic):
+        if isinstance(tensor, DeviceTensor):
+            if tensor.owner != owner:
+                here = f"on {owner}" if owner else "as an array"
+                raise BadInput(
+                    f"Tensor {name} lies on {tensor.owner}, expected {here}.",
+                    "Copy it with that session's to_host first.",
+                )
+        elif not isinstance(tensor, np.ndarray | np.generic):
             raise BadInput(
                 f"Tensor {name} is a {type(tensor).__name__}, expected a numpy array.",
                 f"Convert it: np.asarray({name}, '{spec.dtype.value}').",
             )
-        if not tensor.dtype.isnative:  # the libraries read its bytes as they lie
+        elif not tensor.dtype.isnative:  # the libraries read its bytes as they lie
             raise BadInput(
                 f"Tensor {name} is {tensor.dtype.name} in foreign byte order.",
                 f"Convert it: {name}.astype('{spec.dtype.value}').",
             )
-        if tensor.dtype.name != spec.dtype.value:
+        dtype = tensor.dtype.value if isinstance(tensor, DeviceTensor) else tensor.dtype.name
+        if dtype != spec.dtype.value:
             raise BadInput(
-                f"Tensor {name} is {tensor.dtype.name}, expected {spec.dtype.value}.",
+                f"Tensor {name} is {dtype}, expected {spec.dtype.value}.",
                 f"Convert it: {name}.astype('{spec.dtype.value}').",
             )
         fits = len(tensor.shape) == len(spec.shape)

@@ -18,6 +18,7 @@ from .families.pipelines import CHECKS
 from .families.vae import PREVIEW_DECODER
 from .source import Source, SourceComponent
 from .spec import Config
+from .step_cache import DEPTHS
 from .vae_source import VaeSource, vae_source
 
 VAE = "vae"  # its folder in a diffusers model
@@ -28,23 +29,31 @@ class Changes:
     """Options of `vitrify export` and `vitrify compile`; None: not given.
 
     tome: the share of tokens that the UNet merges. vae: a folder or hub id, of the VAE to take in place of the own one.
-    preview_vae: likewise, of a VAE whose decoder draws previews.
+    preview_vae: likewise, of a VAE whose decoder draws previews. step_cache: layers of the graph for steps that take
+    kept features; see step_cache.py.
     """
 
     tome: float | None = None
     vae: str | None = None
     preview_vae: str | None = None
+    step_cache: int | None = None
 
     @classmethod
     def of(cls, model: Mapping[str, Any]) -> Changes:
         """Those that a manifest's `model` names."""
         ratio = model.get("tome")
         paths = (model.get(name) for name in ("vae", "preview_vae"))
-        return cls(float(ratio) if isinstance(ratio, int | float) else None, *(str(p) if p else None for p in paths))
+        vae, preview = (str(path) if path else None for path in paths)
+        depth = model.get("step_cache")
+        return cls(
+            float(ratio) if isinstance(ratio, int | float) else None, vae, preview,
+            depth if isinstance(depth, int) else None,
+        )  # fmt: skip
 
     def given(self) -> list[str]:
         """The options that were given."""
-        values = {"--tome": self.tome, "--vae": self.vae, "--preview-vae": self.preview_vae}
+        values: dict[str, object] = {"--tome": self.tome, "--vae": self.vae, "--preview-vae": self.preview_vae}
+        values |= {"--step-cache": self.step_cache}
         return [option for option, value in values.items() if value is not None]
 
     def check(self) -> None:
@@ -55,6 +64,11 @@ class Changes:
         """
         if self.tome is not None:
             check_ratio(self.tome)
+        if self.step_cache is not None and self.step_cache not in DEPTHS:
+            raise UsageError(
+                f"--step-cache {self.step_cache} is not {' or '.join(map(str, DEPTHS))}.",
+                "Give 1, the fewest layers, which is the fastest.",
+            )
 
     def apply(
         self, source: Source, *, token: str | None = None, offline: bool | None = None, report: Report = silent
@@ -73,6 +87,8 @@ class Changes:
         if self.preview_vae is not None:
             found = vae_source(self.preview_vae, option="--preview-vae", token=token, offline=offline, report=report)
             source = with_preview(source, found)
+        if self.step_cache is not None:
+            source = with_kept_features(source, self.step_cache)
         return source if self.tome is None else merging(source, self.tome)
 
 
@@ -98,6 +114,17 @@ def merging(source: Source, ratio: float) -> Source:
         return source
     parts = tuple(replace(p, spec=made) if p is part else p for p in source.components)
     return replace(source, components=parts, settings={**source.settings, "tome": round(ratio, 3)})
+
+
+def with_kept_features(source: Source, depth: int) -> Source:
+    """The source, which shall get a shallow graph of so many layers beside its UNet's.
+
+    Raises:
+        UsageError: it has no UNet.
+    """
+    if all(part.spec.name != "unet" for part in source.components):
+        raise UsageError(f"{source.given} has no UNet, whose features could be kept.", "Leave --step-cache out.")
+    return replace(source, settings={**source.settings, "step_cache": depth})
 
 
 def with_vae(source: Source, vae: VaeSource) -> Source:

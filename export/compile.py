@@ -13,6 +13,7 @@ from ..core.errors import BadInput, NotFinite, ProofFailed, UsageError
 from ..core.progress import Event, Report, silent
 from ..core.publish import link_or_copy, published
 from ..pipelines.control import is_residual
+from ..pipelines.step_cache import DEEP, SHALLOW
 from ..proof.evidence import FOLDER, Evidence, keep_pictures
 from ..proof.numeric import NUMERIC_LIMIT, prove_numbers
 from ..proof.quality import Tolerance
@@ -20,6 +21,7 @@ from ..quant.recipes import Recipe, recipe
 from ..quant.support import check
 from .calibrate import Recorded, record_inputs
 from .libraries import export_libraries
+from .plan_options import PlanOptions
 from .provenance import built_files, new_artifact
 
 FAILED = "failed"
@@ -37,10 +39,11 @@ class Compiled:
 class CompileJob:
     """A compilation with its settings.
 
-    to: onnx, openvino, torch, tensorrt-rtx or tensorrt. calibration: a file of prompts or a folder of pictures.
+    to: onnx, openvino, torch, aotinductor, tensorrt-rtx or tensorrt.
+    calibration: a file of prompts or a folder of pictures.
     verify: True compares with `artifact` always, False never, None where that needs less than 1 GB.
     keep_failed: publish also what is below the recipe's tolerance, marked as failed.
-    precision, compute_capability: of plans; see `plan.build_plan`.
+    plan: of plans, see `PlanOptions`.
     """
 
     artifact: Artifact
@@ -51,8 +54,7 @@ class CompileJob:
     verify: bool | None = None
     replace: bool = False
     keep_failed: bool = False
-    precision: str = "float32"
-    compute_capability: str | None = None
+    plan: PlanOptions = field(default_factory=PlanOptions)
     report: Report = silent
 
     @export_libraries()
@@ -75,6 +77,8 @@ class CompileJob:
             raise UsageError("The artifact would replace the one that it is made from.", "Give another folder with -o.")
         if self.artifact.root.resolve() in self.target.resolve().parents:
             raise UsageError("The artifact would lie in the one that it is made from.", "Give another folder with -o.")
+        if self.to.startswith("tensorrt"):
+            self.plan.check(self.to)
         notes = check(self.recipe, self.to, self.artifact.components)
         if self.recipe.lossless and self.to == "onnx":
             raise UsageError("An artifact in onnx and fp32 is what it is made from.", "Give --to or --quant.")
@@ -83,10 +87,12 @@ class CompileJob:
         with published(self.target, replace=self.replace) as root:
             samples = self._samples()
             self._layout(root)
-            components = {}
+            components: dict[str, Component] = {}
             for number, (name, component) in enumerate(self.artifact.components.items()):
                 self.report(Event(f"compile {name}", number, len(self.artifact.components), "components"))
-                components[name] = self._component(component, samples.get(name, []), root)
+                if not name.endswith(SHALLOW):  # which is cut out of the whole one
+                    made_of = self._component(component, samples.get(name, []), root)
+                    components |= {one.name: one for one in made_of}
             if self.to == "openvino":
                 from .ov_tokenizer import write_ov_tokenizers
 
@@ -124,31 +130,52 @@ class CompileJob:
             if name not in graphs | weights | {MANIFEST} and not name.startswith(f"{FOLDER}/"):
                 link_or_copy(path, root / name)
 
-    def _component(self, component: Component, samples: list[dict[str, Any]], root: Path) -> Component:
+    def _component(self, component: Component, samples: list[dict[str, Any]], root: Path) -> list[Component]:
+        """The component below `root`, and the shallow graph of it where the artifact has one."""
         if self.to == "onnx":
-            return self.quantized(component, samples, root)
-        if self.to == "torch":
+            return self._with_shallow(self.quantized(component, samples, root), component)
+        if self.to in ("torch", "aotinductor"):
+            from .aotinductor import write_package
             from .torch_target import write_torch
 
             wanted = self.recipe if self.recipe.applies_to(component.name) else None
-            return write_torch(component, root, recipe=wanted, report=self.report)
+            if self.to == "torch":
+                made = write_torch(component, root, recipe=wanted, report=self.report)
+            else:
+                made = write_package(component, root, report=self.report)
+            return [replace(made, outputs={n: s for n, s in made.outputs.items() if n != DEEP})]
         with tempfile.TemporaryDirectory(prefix=".side-", dir=root) as side:
             if self.recipe.weights == "nf4":
-                from .ir import write_ir
-
                 wanted = self.recipe if self.recipe.applies_to(component.name) else None
-                return write_ir(component, root, recipe=wanted, folder=_folder(component), report=self.report)
-            quantized = self.quantized(component, samples, Path(side))
+                parts, own = self._with_shallow(component, None), wanted
+            else:
+                parts, own = self._with_shallow(self.quantized(component, samples, Path(side)), component), None
             if self.to == "openvino":
                 from .ir import write_ir
 
-                return write_ir(quantized, root, folder=_folder(component), report=self.report)
+                folders = [_folder(component), *(part.name for part in parts[1:])]
+                return [
+                    write_ir(part, root, recipe=own, folder=folder, report=self.report)
+                    for part, folder in zip(parts, folders, strict=True)
+                ]
             from .plan import build_plan
 
-            return build_plan(
-                quantized, root, flavour=self.to, precision=self.precision,
-                compute_capability=self.compute_capability, report=self.report,
-            )  # fmt: skip
+            return [build_plan(p, root, flavour=self.to, options=self.plan, report=self.report) for p in parts]
+
+    def _with_shallow(self, made: Component, source: Component | None) -> list[Component]:
+        """The component, and the shallow graph that the artifact has of it, with the same numbers.
+
+        Args:
+            source: what `made` was made of, so that it is cut again; None: it is the artifact's own.
+        """
+        shallow = self.artifact.components.get(made.name + SHALLOW)
+        if shallow is None:
+            return [made]
+        if source is None:
+            return [made, shallow]
+        from .step_cache import cut_in_place
+
+        return list(cut_in_place(made, int(shallow.details["step_cache"]["depth"])).values())
 
     def quantized(self, component: Component, samples: list[dict[str, Any]], root: Path) -> Component:
         """The component below `root`, in ONNX with the recipe's numbers."""
@@ -173,11 +200,10 @@ class CompileJob:
         command = ["vitrify", "compile", str(self.artifact.model.get("source")), "--to", self.to]
         command += [] if self.recipe.lossless else ["--quant", self.recipe.id]
         command += [] if self.calibration is None else ["--calibration", str(self.calibration)]
-        command += [] if self.precision == "float32" else ["--precision", self.precision]
-        command += [] if self.compute_capability is None else ["--compute-capability", self.compute_capability]
+        command += self.plan.arguments()
         source = self.artifact
         # of a hub id, of a single checkpoint, and what the export changed
-        for name in ("revision", "variant", "config", "prediction_type", "tome", "vae", "preview_vae"):
+        for name in ("revision", "variant", "config", "prediction_type", "tome", "vae", "preview_vae", "step_cache"):
             value = source.model.get(name)
             command += [f"--{name.replace('_', '-')}", str(value)] if value else []
         if any(is_residual(name) for component in components.values() for name in component.inputs):
@@ -231,8 +257,9 @@ def compile_model(
     verify: bool | None = None,
     replace: bool = False,
     keep_failed: bool = False,
-    precision: str = "float32",
+    precision: str | None = None,
     compute_capability: str | None = None,
+    plan: PlanOptions | None = None,
     revision: str | None = None,
     variant: str | None = None,
     token: str | None = None,
@@ -243,18 +270,21 @@ def compile_model(
     tome: float | None = None,
     vae: str | Path | None = None,
     preview_vae: str | Path | None = None,
+    step_cache: int | None = None,
     report: Report = silent,
 ) -> Artifact:
     """Compile an artifact, or a model that is exported into the cache first, into the folder `target`.
 
     Args:
-        to: onnx, openvino, torch, tensorrt-rtx or tensorrt. quant: a recipe's id, such as "int4-weights:group=32".
+        to: onnx, openvino, torch, aotinductor, tensorrt-rtx or tensorrt.
+        quant: a recipe's id, such as "int4-weights:group=32".
         calibration: a file of prompts, or a folder of pictures, for the recipes that need some.
         keep_failed: publish also what is below the recipe's tolerance, marked as failed.
-        precision, compute_capability: of plans. revision, variant, token, offline: of a hub id.
+        plan: what plans are built with. precision, compute_capability: two of it, by name.
+        revision, variant, token, offline: of a hub id.
         config, prediction_type: of a single checkpoint, see `open_single_file`.
         control: of a model: its denoiser shall take a ControlNet's residuals.
-        tome, vae, preview_vae: of a model: see `export_model`.
+        tome, vae, preview_vae, step_cache: of a model: see `export_model`.
 
     Raises:
         VitrifyError: one of its kinds; nothing half-written is left.
@@ -262,7 +292,8 @@ def compile_model(
     from .changed import Changes
     from .resolve import artifact_for
 
-    changes = Changes(tome, *(None if path is None else str(path) for path in (vae, preview_vae)))
+    paths = {"vae": vae, "preview_vae": preview_vae}
+    changes = Changes(tome, step_cache=step_cache, **{n: None if p is None else str(p) for n, p in paths.items()})
     changes.check()
     found = artifact_for(
         str(artifact),
@@ -286,8 +317,7 @@ def compile_model(
             verify,
             replace,
             keep_failed,
-            precision,
-            compute_capability,
+            (plan or PlanOptions()).named(precision, compute_capability),
             report,
         )
         .run()

@@ -57,7 +57,7 @@ def graph_from_module(spec: ComponentSpec, config: dict[str, Any]) -> ir.Model:
             {i: torch.export.Dim.AUTO for i, d in enumerate(t.shape) if isinstance(d, str)}
             for t in spec.inputs(config).values()
         )
-        if _is_variadic(module):  # torch nests what is given to *tensors
+        if is_variadic(module):  # torch nests what is given to *tensors
             dynamic = (dynamic,)
         try:
             with fake, _linears_as_gemm(), _plain_attention(), torch.no_grad():
@@ -94,7 +94,7 @@ def graph_from_module(spec: ComponentSpec, config: dict[str, Any]) -> ir.Model:
     return model
 
 
-def _is_variadic(module: torch.nn.Module) -> bool:
+def is_variadic(module: torch.nn.Module) -> bool:
     """Whether the module takes any number of tensors, as the wrapper of many modules does."""
     parameters = inspect.signature(module.forward).parameters.values()
     return any(p.kind is inspect.Parameter.VAR_POSITIONAL for p in parameters)

@@ -33,6 +33,7 @@ from .provenance import built_files, new_artifact
 from .reference import reference_artifact
 from .single_file.source import open_single_file
 from .source import Source, SourceComponent, control_settings, open_source, with_residuals
+from .step_cache import cut_in_place
 from .swap import entries_by_name, graph_from_artifact
 
 
@@ -144,6 +145,9 @@ class ExportJob:
             for number, part in enumerate(self.source.components):
                 self.report(Event(f"export {part.spec.name}", number, len(self.source.components), "components"))
                 components[part.spec.name] = self._component(part, root, cache, hashes, notes)
+            depth = self.source.settings.get("step_cache")
+            if isinstance(depth, int):
+                components |= cut_in_place(components["unet"], depth)
             artifact = self._artifact(root, pipeline, components)
             artifact = self._numeric(artifact, notes)
             artifact.with_hashes().save()
@@ -258,6 +262,7 @@ def export_model(
     tome: float | None = None,
     vae: str | Path | None = None,
     preview_vae: str | Path | None = None,
+    step_cache: int | None = None,
     report: Report = silent,
 ) -> Artifact:
     """Export a diffusers or transformers folder, a single checkpoint or a hub id to the folder `target`.
@@ -269,6 +274,7 @@ def export_model(
         tome: the share of tokens that its UNet merges before self-attention at the highest resolution, 0 to 0.75.
         vae: a folder or hub id, of the VAE to take in place of the source's.
         preview_vae: likewise, of a VAE whose decoder draws previews.
+        step_cache: 1 to 3: also a shallow graph, for steps that take deep features of earlier ones.
         verify: prove the numbers against PyTorch; None: where that needs less than 1 GB.
         replace: an artifact that lies there may be replaced.
 
@@ -276,7 +282,8 @@ def export_model(
         VitrifyError: one of its kinds; nothing half-written is left.
     """
     graphs = None if graph_from is None else Artifact.load(Path(graph_from))
-    changes = Changes(tome, *(None if path is None else str(path) for path in (vae, preview_vae)))
+    paths = {"vae": vae, "preview_vae": preview_vae}
+    changes = Changes(tome, step_cache=step_cache, **{n: None if p is None else str(p) for n, p in paths.items()})
     changes.check()
     found = find_source(
         str(source),

@@ -1,4 +1,4 @@
-"""A float ONNX component -> the same graph with its weights in int8 or int4, streamed tensor by tensor.
+"""A float ONNX component -> the same graph with its weights in int8, int4 or float8, streamed tensor by tensor.
 
 Each quantized weight becomes a standard DequantizeLinear in front of its layer, in the form that every runtime reads
 and ONNX Runtime fuses: linear layers as Gemm without a transposition, their weight stored [in, out].
@@ -24,7 +24,7 @@ from ..core.safetensors_writer import SafetensorsWriter
 from ..core.tensors import Array
 from ..proof.weights import FileHashes
 from ..quant.recipes import Recipe
-from ..quant.weights import Quantized, fitting_group, packed, quantize_integers
+from ..quant.weights import Quantized, fitting_group, float8_values, packed, quantize_float8, quantize_integers
 from .link import cast_stored
 
 if TYPE_CHECKING:
@@ -42,6 +42,7 @@ class Layer:
 
     weight: the initializer's name. op: Gemm, MatMul or Conv. transposed: the graph has the weight as [in, out].
     bits, group: as the recipe has them, or what fits the layer. top: the largest integer used; 0: all that fit.
+    float8: 8 bits that are a float8 e4m3, one scale an output channel.
     """
 
     weight: str
@@ -51,13 +52,20 @@ class Layer:
     group: int
     symmetric: bool
     top: int = 0
+    float8: bool = False
 
     def quantize(self, weight: Array) -> Quantized:
         values = weight.T if self.transposed else weight
         given = np.ascontiguousarray(values, dtype=np.float32)
+        if self.float8:
+            return quantize_float8(given)
         if self.group:  # of a convolution too: TensorRT takes groups along the last axis of a matrix alone
             given = given.reshape(len(given), -1)
         return quantize_integers(given, self.bits, self.group, self.symmetric, self.top)
+
+    def restored(self, done: Quantized) -> Array:
+        """What a runtime computes with."""
+        return float8_values(done) if self.float8 else done.dequantized()
 
 
 def quantize_weights(component: Component, recipe: Recipe, root: Path, report: Report = silent) -> Component:
@@ -134,7 +142,7 @@ def store_weights(
                 weight = read_tensor(entry, "float32")
                 done = layers[key].quantize(weight)
                 source = (weight.T if layers[key].transposed else weight).reshape(done.values.shape)
-                noise += float(np.square(source - done.dequantized(), dtype=np.float64).sum())
+                noise += float(np.square(source - layers[key].restored(done), dtype=np.float64).sum())
                 power += float(np.square(source, dtype=np.float64).sum())
                 values = _stored(key, layers[key], done)
             else:
@@ -196,7 +204,9 @@ def find_layers(model: ir.Model, weights: dict[str, TensorEntry], recipe: Recipe
         group = fitting_group(inputs, wanted) if wanted else 0
         if bits == 4 and not group:
             bits = 8  # no group divides its inputs, and one scale for a whole channel loses too much in 4 bits
-        yield Layer(name, node.op_type, straight, bits, group, recipe.symmetric)
+        yield Layer(
+            name, node.op_type, straight, bits, group, recipe.symmetric, float8=kind == "float8e4m3"
+        )  # fmt: skip
 
 
 def _transposed(node: ir.Node) -> bool:
@@ -222,7 +232,8 @@ def _plan(weights: dict[str, TensorEntry], layers: dict[str, Layer]) -> dict[str
             plan[name] = (kept_dtype(entry), entry.shape)
             continue
         shape = _graph_shape(entry, layer)
-        plan[name] = ("I8", shape) if layer.bits == 8 else ("U8", ((entry.elements + 1) // 2,))
+        whole = "F8_E4M3" if layer.float8 else "I8"
+        plan[name] = (whole, shape) if layer.bits == 8 else ("U8", ((entry.elements + 1) // 2,))
         scales = _scales_shape(entry, layer)
         plan[f"{name}.scale"] = ("F32", scales)
         if not layer.symmetric:
@@ -307,7 +318,7 @@ def _rewrite(
             continue
         shape = _graph_shape(entry, layer)
         users = [node for node, _ in value.uses()]
-        stored = "INT8" if layer.bits == 8 else "INT4"
+        stored = "FLOAT8E4M3FN" if layer.float8 else "INT8" if layer.bits == 8 else "INT4"
         scales = _scales_shape(entry, layer)
         inputs = [value, _new(graph, written[f"{name}.scale"], scales)]
         if not layer.symmetric:

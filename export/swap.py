@@ -20,6 +20,7 @@ from .families.merging import ratio_of
 from .graph import PLACEHOLDER
 from .graphs import Graph, graph_parts, shaping
 from .spec import ComponentSpec, Config
+from .step_cache import forget_deep
 
 if TYPE_CHECKING:
     import onnx_ir as ir
@@ -41,11 +42,12 @@ def graph_from_artifact(artifact: Artifact, spec: ComponentSpec, config: Config)
         raise BadInput(f"{artifact.root} has no {spec.name}.", f"Name an artifact of the same family. {FRESH}")
     _check_exact(artifact, component)
     _check_merging(artifact, component, spec)
-    _check_inputs(artifact, component, spec, config)
-    _check_config(artifact, component, spec, config)
     import onnx_ir as ir
 
     model = ir.load(component.graph_path)
+    component = forget_deep(component, model)  # this model is cut where it is asked for
+    _check_inputs(artifact, component, spec, config)
+    _check_config(artifact, component, spec, config)
     forget_weights(model)
     proof = component.proof.get("graph", NOT_RUN)
     return Graph(_key(spec, config), model, proof, f"graph of {artifact.root}")

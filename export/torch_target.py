@@ -30,6 +30,8 @@ from ..quant.weights import fitting_group, packed, quantize_integers
 from .quantize import FILE, SMALL, as_stored, external_weights, kept_dtype, prove_written
 
 if TYPE_CHECKING:
+    import torch
+
     from ..runtimes.torch.quantized import Layer
 
 CONFIG = "config.json"
@@ -139,36 +141,21 @@ def write_torch(
         DiskError: the disk is full.
     """
     load_runtime("torch")  # says what is missing
-    import onnx_ir as ir
-
-    from ..runtimes.torch.modules import build_empty, is_kind
     from ..runtimes.torch.quantized import layers_of
 
-    folder = Path(component.graph).parent
-    place = "" if folder == Path() else f"{folder.as_posix()}/"
-    kind = component.details.get("kind")
-    if not is_kind(kind) or not (component.root / folder / CONFIG).is_file():
-        raise BadInput(
-            f"{component.name} does not say which module it is ({place}{CONFIG}, details.kind).",
-            "Compile from the artifact that `vitrify export` made.",
-        )
-    weights = dict(external_weights(ir.load(component.graph_path), component))
-    module = build_empty(kind, read_json_object(component.root / folder / CONFIG)).module
-    names = list(module.state_dict())  # type: ignore[union-attr]
-    strange = sorted(set(weights) - set(names))
-    if strange:
-        raise BadInput(
-            f"{place}{CONFIG} describes another module than the graph of {component.name}: it has no {strange[0]}.",
-            "Export the model again.",
-        )
+    source = source_of(component)
+    weights, place = source.weights, source.place
     report(Event(f"convert {component.name}"))
-    chosen = {} if recipe is None else {r.name: r for r in find_layers(layers_of(module), weights, recipe)}  # type: ignore[arg-type]
-    made = _linked(component, weights, root) if recipe is None else None
-    if recipe is not None and not chosen:
-        raise BadInput(f"{component.name} has no layer that {recipe.id} would quantize.", "Use another recipe.")
-    files, proof = made or _written(component.name, weights, chosen, recipe, root, f"{place}{FILE}", report)
-    if not (root / folder / CONFIG).exists():
-        link_or_copy(component.root / folder / CONFIG, root / folder / CONFIG)
+    if recipe is None:
+        chosen: dict[str, Rounding] = {}
+        files, proof = float_weights(component, source, root, report)
+    else:
+        chosen = {r.name: r for r in find_layers(layers_of(source.module), weights, recipe)}
+        if not chosen:
+            raise BadInput(f"{component.name} has no layer that {recipe.id} would quantize.", "Use another recipe.")
+        files, proof = _written(component.name, weights, chosen, recipe, root, f"{place}{FILE}", report)
+    if not (root / place / CONFIG).exists():
+        link_or_copy(component.root / place / CONFIG, root / place / CONFIG)
     precision = dict(component.precision)
     if recipe is not None:
         kept = [n.removesuffix(".weight") for n, e in weights.items() if len(e.shape) > 1]
@@ -181,9 +168,65 @@ def write_torch(
         precision=precision,
         requires={"runtime": "torch>=2.8", "os": None, "compute_capability": None},
         proof={"graph": NOT_RUN, "weights": proof or component.proof.get("weights", NOT_RUN), "numeric": NOT_RUN},
-        details=component.details | {"unused": _unused(names, weights)},
+        details=component.details | {"unused": _unused(source.module.state_dict(), weights)},
         root=root,
     )
+
+
+@dataclass(frozen=True)
+class Source:
+    """What a component is made of.
+
+    place: the folder of its config.json in the artifact, with a slash behind it, or nothing. config: its content.
+    weights: those of its graph, by the names of the module's state dict. module: the library's own, without weights.
+    """
+
+    place: str
+    config: dict[str, Any]
+    weights: dict[str, TensorEntry]
+    module: torch.nn.Module
+
+
+def source_of(component: Component) -> Source:
+    """The module and the weights behind an ONNX component in float.
+
+    Raises:
+        BadInput: no config.json that fits the graph, or a quantized graph.
+    """
+    import onnx_ir as ir
+
+    from ..runtimes.torch.modules import build_empty, is_kind
+
+    folder = Path(component.graph).parent
+    place = "" if folder == Path() else f"{folder.as_posix()}/"
+    kind = component.details.get("kind")
+    if not is_kind(kind) or not (component.root / folder / CONFIG).is_file():
+        raise BadInput(
+            f"{component.name} does not say which module it is ({place}{CONFIG}, details.kind).",
+            "Compile from the artifact that `vitrify export` made.",
+        )
+    weights = dict(external_weights(ir.load(component.graph_path), component))
+    config = read_json_object(component.root / folder / CONFIG)
+    module: Any = build_empty(kind, config).module
+    strange = sorted(set(weights) - set(module.state_dict()))
+    if strange:
+        raise BadInput(
+            f"{place}{CONFIG} describes another module than the graph of {component.name}: it has no {strange[0]}.",
+            "Export the model again.",
+        )
+    return Source(place, config, weights, module)
+
+
+def float_weights(
+    component: Component, source: Source, root: Path, report: Report
+) -> tuple[tuple[WeightFile, ...], dict[str, Any] | None]:
+    """The weights below `root` under the module's names: linked where they bear them, else copied, with a proof of it.
+
+    Raises:
+        DiskError: the disk is full.
+    """
+    made = _linked(component, source.weights, root)
+    return made or _written(component.name, source.weights, {}, None, root, f"{source.place}{FILE}", report)
 
 
 def find_layers(layers: dict[str, Layer], weights: dict[str, TensorEntry], recipe: Recipe) -> Iterator[Rounding]:

@@ -15,6 +15,7 @@ from ..core.progress import Event, Report, silent
 from ..pipelines.control import is_residual
 from ..pipelines.foreign import is_foreign
 from ..pipelines.load import open_artifact
+from ..pipelines.step_cache import SHALLOW
 from ..proof.evidence import Evidence, keep_pictures, remove_pictures
 from ..proof.measures import Measure, open_measures
 from ..proof.numeric import exact, prove_numbers, tolerance_of
@@ -203,6 +204,8 @@ def _trace(artifact: Artifact, source: Source, report: Report) -> Artifact:
     components = dict(artifact.components)
     with tempfile.TemporaryDirectory(prefix="vitrify-verify-") as side:
         for name, component in artifact.components.items():
+            if name.endswith(SHALLOW):
+                continue  # the weights of the whole one
             if component.format != "onnx" or name not in parts or not exact(component):
                 kind = component.format if exact(component) else f"{component.precision.get('recipe')}"
                 why = f"it is {kind}, not onnx in float" if name in parts else "the source has no such component"
@@ -214,4 +217,7 @@ def _trace(artifact: Artifact, source: Source, report: Report) -> Artifact:
             folder = Path(side) / name
             entries = entries_for(part.spec, part.config, key, part.tensors(folder), cache, folder)
             components[name] = prove_weights(component, entries, hashes)
+            if name + SHALLOW in components:
+                cut = components[name + SHALLOW]
+                components[cut.name] = replace(cut, proof={**cut.proof, "weights": components[name].proof["weights"]})
     return replace(artifact, components=components)

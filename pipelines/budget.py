@@ -10,12 +10,14 @@ from __future__ import annotations
 
 import math
 import re
-from collections.abc import Mapping
+import sys
+from collections.abc import Iterable, Mapping
 from dataclasses import dataclass, field
 from typing import Any
 
 from ..core.artifact import Component
 from ..core.errors import BadArtifact, DeviceError, UsageError
+from ..core.machine import peak_resident
 from ..runtimes.initializers import initializers
 
 VAE_PIXEL = 4_500
@@ -24,6 +26,7 @@ SMALLEST_TILE = 256  # pixels; below it the tiles' own normalization shows
 _UNITS = {"": 1, "k": 10**3, "m": 10**6, "g": 10**9, "ki": 2**10, "mi": 2**20, "gi": 2**30}
 _WIDENED = (10, 16)  # TensorProto.FLOAT16 and BFLOAT16, which CPUs compute in float32
 _FLOAT = 1
+UNBOUNDED = sys.maxsize
 
 
 def parse_bytes(text: str) -> int:
@@ -40,10 +43,12 @@ def parse_bytes(text: str) -> int:
 
 @dataclass
 class Budget:
-    """limit: bytes of resident memory. held: what the process held before the first session, in bytes.
+    """limit: bytes of memory. held: what the process held before the first session, in bytes.
 
-    sizes: component -> bytes of an open session, about. work: component -> bytes that its next call needs besides.
-    notes: what was done to stay within the limit, in order.
+    sizes: component -> bytes of an open session, about, of those on the device whose memory it is. work: component ->
+    bytes that its next call needs besides. notes: what was done to stay within the limit, in order.
+    device: whose memory is bounded; the CPU's is the process's resident memory.
+    in_turn: one component is open at a time, even where more would fit.
     """
 
     limit: int
@@ -51,6 +56,26 @@ class Budget:
     sizes: Mapping[str, int]
     notes: list[str] = field(default_factory=list)
     work: dict[str, int] = field(default_factory=dict)
+    device: str = "cpu"
+    in_turn: bool = False
+
+    @property
+    def bounded(self) -> bool:
+        """Whether there is a bound at all, beside components in turn."""
+        return self.limit < UNBOUNDED
+
+    def peak(self) -> int | None:
+        """Bytes at the peak since `core.machine.forget_peak`; None on a device that does not tell."""
+        return peak_resident() if self.device == "cpu" else None
+
+    def fits(self, name: str, open_: Iterable[str]) -> bool:
+        """Whether this component and its work fit beside those that are open."""
+        if name not in self.sizes:
+            return True
+        beside = [n for n in open_ if n != name and n in self.sizes]
+        if self.in_turn:
+            return not beside
+        return sum(self.sizes[n] for n in beside) <= self.limit - self.held - self.needs(name)
 
     def say(self, note: str) -> None:
         """Remember what was done; once, however often it is done."""
@@ -65,8 +90,10 @@ class Budget:
         """
         needed = self.sizes.get(name, 0) + self.held
         if needed > self.limit:
+            where = "" if self.device == "cpu" else f" on {self.device}"
             raise DeviceError(
-                f"{name} alone needs about {needed / 1e9:.2f} GB, more than the {self.limit / 1e9:.2f} GB allowed.",
+                f"{name} alone needs about {needed / 1e9:.2f} GB{where}, more than the {self.limit / 1e9:.2f} GB "
+                "allowed.",
                 f"Allow --memory {math.ceil(needed / 1e8) / 10:g}GB, or compile to int8-weights.",
             )
 
@@ -97,8 +124,8 @@ class Budget:
         return side
 
     def to_json(self, peak: int | None) -> dict[str, Any]:
-        """For a result: bytes allowed, bytes at the peak (None where the system does not say), and what was done."""
-        return {"budget": self.limit, "peak": peak, "done": list(self.notes)}
+        """For a result: bytes allowed (None: any), bytes at the peak (None where nobody says), and what was done."""
+        return {"budget": self.limit if self.bounded else None, "peak": peak, "done": list(self.notes)}
 
 
 def session_bytes(component: Component) -> int:

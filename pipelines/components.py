@@ -2,7 +2,9 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterator, Mapping, MutableMapping
+import threading
+from collections.abc import Callable, Collection, Iterator, Mapping, MutableMapping
+from concurrent.futures import Future
 
 from ..core.artifact import Component
 from ..runtimes.base import Session
@@ -20,6 +22,7 @@ class Components(MutableMapping[str, Session]):
         openers: what opens each component, given its changed weights by name.
         parts: the artifact's components, for what reads their graphs.
         budget: bounds what open sessions hold together; None: no bound.
+        beside: names of those that may be opened while another works.
     """
 
     def __init__(
@@ -28,21 +31,47 @@ class Components(MutableMapping[str, Session]):
         *,
         parts: Mapping[str, Component] | None = None,
         budget: Budget | None = None,
+        beside: Collection[str] = (),
     ) -> None:
         self._openers = dict(openers)
         self.parts = dict(parts or {})
         self.budget = budget
+        self._beside = frozenset(beside)
         self._open: dict[str, Session] = {}
         self._ran: dict[str, dict[str, str]] = {}  # placements of those that were closed
         self._overrides: dict[str, Overrides] = {}
+        self._coming: dict[str, Future[Session]] = {}
 
     def __getitem__(self, name: str) -> Session:
         if name not in self._open and name not in self._openers:
             raise KeyError(name)
+        if name in self._coming:
+            self._open[name] = self._coming.pop(name).result()
         self._make_room(name)
         if name not in self._open:
             self._open[name] = self._openers[name](self._overrides.get(name, {}))
         return self._open[name]
+
+    def ahead(self, name: str) -> None:
+        """Begin to open a component that is needed soon, beside what works now, where its memory allows.
+
+        What goes wrong is raised when the component is asked for.
+        """
+        if name in self._open or name in self._coming or name not in self._beside:
+            return
+        if self.budget is not None and not self.budget.fits(name, [*self._open, *self._coming]):
+            return
+        opener, changed = self._openers[name], self._overrides.get(name, {})
+        coming: Future[Session] = Future()
+
+        def work() -> None:
+            try:
+                coming.set_result(opener(changed))
+            except BaseException as exc:  # for the one who asks for it
+                coming.set_exception(exc)
+
+        self._coming[name] = coming
+        threading.Thread(target=work, name=f"open {name}").start()
 
     def __setitem__(self, name: str, session: Session) -> None:
         self._open[name] = session
@@ -72,13 +101,22 @@ class Components(MutableMapping[str, Session]):
         if not overrides and not self._overrides.get(name):
             return
         self._overrides[name] = overrides
+        if name in self._coming:
+            self._drop_coming(name)
         if name in self._open and name in self._openers:
             del self[name]
 
     def close(self) -> None:
-        """Close all that is open."""
+        """Close all that is open or about to be."""
+        for name in list(self._coming):
+            self._drop_coming(name)
         for name in list(self._open):
             del self[name]
+
+    def _drop_coming(self, name: str) -> None:
+        coming = self._coming.pop(name)
+        if coming.exception() is None:
+            coming.result().close()
 
     def _make_room(self, name: str) -> None:
         """Close sessions, those that were opened first, until this one and its work fit beside the rest.
@@ -87,12 +125,11 @@ class Components(MutableMapping[str, Session]):
             DeviceError: it does not fit alone.
         """
         budget = self.budget
-        if budget is None:
+        if budget is None or name not in budget.sizes:
             return
         budget.check(name)
-        left = budget.limit - budget.held - budget.needs(name)
-        for other in [n for n in self._open if n != name and n in self._openers]:
-            if sum(budget.sizes.get(n, 0) for n in self._open if n != name) <= left:
+        for other in [n for n in self._open if n != name and n in self._openers and n in budget.sizes]:
+            if budget.fits(name, self._open):
                 return
             del self[other]
             budget.say(f"{other} closed for {name}")

@@ -12,15 +12,16 @@ import numpy as np
 from PIL import Image
 
 from ..core.errors import BadArtifact, BadInput, Cancelled, UsageError
-from ..core.machine import forget_peak, peak_resident
+from ..core.machine import forget_peak
 from ..runtimes.base import Session
 from .adapters import Adapters
 from .autoencoder import Autoencoder
 from .budget import Budget
 from .components import Components, budget_of
 from .control import Controls, ControlUnit, prepared_pictures
+from .denoiser import Denoiser
 from .families import FAMILIES
-from .families.base import Conditioning, FloatArray, Rows, as_inputs, check_finite
+from .families.base import Conditioning, FloatArray, check_finite
 from .first_latents import Kept, blended, first_latents
 from .generation import Generation, Strengths, prompts_of, seeds_of
 from .hooks import Hook
@@ -28,6 +29,7 @@ from .pictures_in import Picture, Start, pictures_of, start_of, usual_strength
 from .random import Generator, generator
 from .schedulers import Scheduler, scheduler_from_config
 from .settings import PREVIEW
+from .step_cache import StepCache
 
 MAX_SIDE = 4096
 
@@ -141,6 +143,7 @@ class DiffusionPipeline:
         strength: float | None = None,
         control: Sequence[ControlUnit] = (),
         loras: Mapping[str, Strengths] | None = None,
+        step_cache: str | None = None,
         hooks: Sequence[Hook] = (),
         on_step: Callable[[Step], None] | None = None,
         cancel: Callable[[], bool] | None = None,
@@ -165,6 +168,8 @@ class DiffusionPipeline:
             control: ControlNets with their pictures; several add up.
             loras: name or path -> strength, or the denoiser's and the text encoders'; beside those that the prompt
                 names as <lora:name:0.8>. They stay until a call that wants others.
+            step_cache: "3" computes every third step whole, "0.1" as few as keep the deep features within a tenth;
+                the others take those of the last whole one. For artifacts that were made with --step-cache.
             hooks: see and may change the request, each step and the result; see `hooks_of`.
             on_step: is told of each step that is done.
             cancel: asked before each step.
@@ -183,6 +188,7 @@ class DiffusionPipeline:
         request = Generation(
             prompts, seeds_of(seed, len(prompts)), negative_prompt, width, height, steps, guidance, scheduler, rng,
             image, mask, strength, tuple(control), dict(loras or {}),
+            StepCache.parse(step_cache) if step_cache is not None else None,
         )  # fmt: skip
         for hook in hooks:
             request = hook.before(request)
@@ -215,6 +221,7 @@ class DiffusionPipeline:
         if self.budget is not None:
             forget_peak()
         start = time.perf_counter()
+        self._ahead(self.family.denoiser)
         conditioning = self.family.encode_prompt(request.prompts, request.negative_prompt, size, request.guidance)
         encoded = time.perf_counter()
         # diffusers draws what it needs for these before all else
@@ -229,7 +236,7 @@ class DiffusionPipeline:
         seconds = []
         loop = self.denoise(
             latents, conditioning, sampler, request.guidance, noise,
-            first=first, kept=kept, controls=controls, hooks=hooks, cancel=cancel,
+            first=first, kept=kept, controls=controls, step_cache=request.step_cache, hooks=hooks, cancel=cancel,
         )  # fmt: skip
         for step in loop:
             seconds.append(time.perf_counter() - before)
@@ -246,6 +253,8 @@ class DiffusionPipeline:
         timings: dict[str, Any] = {"encode": encoded - start, "steps": seconds, "decode": done - started}
         if request.loras:
             common["loras"] = dict(request.loras)
+        if request.step_cache is not None:
+            common["step_cache"] = str(request.step_cache)
         if request.control:
             common["control"] = [unit.to_json() for unit in request.control]
         if given is not None:
@@ -253,7 +262,7 @@ class DiffusionPipeline:
             timings["encode_picture"] = begun - encoded
         tables = [{"prompt": p, "seed": one, **common} for p, one in zip(request.prompts, request.seeds, strict=True)]
         timings["total"] = done - start
-        memory = self.budget.to_json(peak_resident()) if self.budget is not None else None
+        memory = self.budget.to_json(self.budget.peak()) if self.budget is not None else None
         placement, notes = self.placement, conditioning.notes
         for number, unit in enumerate(request.control):
             placement |= {f"{name}.{number}": where for name, where in unit.net.placement.items()}
@@ -272,6 +281,7 @@ class DiffusionPipeline:
         first: int = 0,
         kept: Kept | None = None,
         controls: Controls | None = None,
+        step_cache: StepCache | None = None,
         hooks: Sequence[Hook] = (),
         cancel: Callable[[], bool] | None = None,
     ) -> Iterator[Step]:
@@ -280,8 +290,9 @@ class DiffusionPipeline:
         Guidance (Ho and Salimans, arXiv 2207.12598): out = negative + guidance * (positive - negative).
         """
         family = self.family
-        denoiser = self.sessions[family.denoiser]
+        denoiser = Denoiser(self.sessions, family, self.budget, step_cache)
         rows = conditioning.rows()
+        self._ahead("vae_decoder")
         total = len(scheduler.timesteps)
         for index in range(first, total):
             number = index - first + 1
@@ -297,7 +308,7 @@ class DiffusionPipeline:
                 sample = np.concatenate([sample, kept.channels], axis=1)
             if conditioning.guided:
                 sample = np.concatenate([sample, sample])
-            out = self._predicted(denoiser, sample, timestep, given)
+            out = denoiser.predicted(sample, timestep, given)
             check_finite(family.denoiser, out, f"at step {number} of {total - first}")
             if conditioning.guided:
                 negative, positive = np.split(out, 2)
@@ -312,20 +323,9 @@ class DiffusionPipeline:
             latents = step.latents
             yield step
 
-    def _predicted(self, denoiser: Session, sample: FloatArray, timestep: float, rows: Rows) -> FloatArray:
-        """The denoiser's answer; within a budget one row after the other, for activations grow with the rows."""
-        family = self.family
-        if self.budget is None or len(sample) == 1:
-            outputs = denoiser.run(as_inputs(denoiser, family.denoiser_inputs(sample, timestep, rows)))
-            return family.prediction(outputs, sample)
-        self.budget.say(f"{family.denoiser} called once a row")
-        found = []
-        for row in range(len(sample)):
-            one = sample[row : row + 1]
-            given = {n: v[row : row + 1] if len(v) == len(sample) else v for n, v in rows.items()}
-            outputs = denoiser.run(as_inputs(denoiser, family.denoiser_inputs(one, timestep, given)))
-            found.append(family.prediction(outputs, one))
-        return np.concatenate(found)
+    def _ahead(self, name: str) -> None:
+        if isinstance(self.sessions, Components):
+            self.sessions.ahead(name)
 
     def decode(self, latents: FloatArray) -> list[Image.Image]:
         """Latents, float32 [n, channels, h, w], to pictures."""

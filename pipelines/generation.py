@@ -11,6 +11,7 @@ import numpy as np
 from ..core.errors import BadInput, UsageError
 from .pictures_in import Picture
 from .random import random_seed
+from .step_cache import StepCache
 
 if TYPE_CHECKING:
     from .control import ControlUnit
@@ -43,6 +44,7 @@ class Generation:
     strength: float = 1.0
     control: tuple[ControlUnit, ...] = ()
     loras: Mapping[str, Strengths] = field(default_factory=dict)
+    step_cache: StepCache | None = None
 
 
 def prompts_of(prompt: str | Sequence[str], batch: int) -> tuple[str, ...]:

@@ -3,22 +3,22 @@
 from __future__ import annotations
 
 from collections.abc import Callable, Mapping
-from dataclasses import dataclass, replace
+from dataclasses import dataclass
 from pathlib import Path
 from typing import Any, Protocol
 
 from ..core.artifact import Artifact, is_artifact
 from ..core.errors import BadArtifact, BadInput
-from ..core.machine import free_at_once, resident
 from ..runtimes.base import Options, Session
-from .budget import Budget, session_bytes
 from .classification import ClassificationPipeline
 from .control import ControlNet
 from .diffusion import DiffusionPipeline
 from .families import FAMILIES as DIFFUSION
 from .foreign import foreign_artifact, is_foreign
+from .offload import Wish
 from .opening import open_components
 from .settings import PREVIEW
+from .step_cache import SHALLOW
 
 
 class Pipeline(Protocol):
@@ -52,7 +52,10 @@ class Family:
 
 
 FAMILIES: dict[str, Family] = {
-    **{n: Family(DiffusionPipeline, k.required, (*k.optional, PREVIEW)) for n, k in DIFFUSION.items()},
+    **{
+        n: Family(DiffusionPipeline, k.required, (*k.optional, PREVIEW, k.denoiser + SHALLOW))
+        for n, k in DIFFUSION.items()
+    },
     "image-classification": Family(ClassificationPipeline, ("model",)),
     "controlnet": Family(ControlNet, ("controlnet",)),
 }
@@ -115,6 +118,8 @@ def load(
     options: Options | None = None,
     runtime: str | None = None,
     memory: int | None = None,
+    place: Mapping[str, str] | None = None,
+    offload: str = "auto",
     say: Callable[[str], None] | None = None,
 ) -> Pipeline:
     """Open an artifact's pipeline.
@@ -124,9 +129,12 @@ def load(
         options: threads, prepacking, arena, cache, ...
         runtime: a name such as "onnx": that runtime runs every component or it is an error. None: for each component
             the first that opens its format.
-        memory: bytes that the process may hold, about: components are then opened in turn and closed again, the VAE
-            works in tiles, and guidance in two calls. None: no bound.
-        say: is told, in one line, which device was chosen and why.
+        memory: bytes that the process, or a GPU, may hold, about: components are then opened in turn and closed
+            again, the VAE works in tiles, and guidance in two calls. None: no bound.
+        place: component -> device, for those that shall not run on `device`; "vae", "text_encoders" and "denoiser"
+            stand for what they say.
+        offload: "auto", "none", "components" or "weights"; see `pipelines.offload.Offload`.
+        say: is told, in a line each, which device was chosen, what stays on it, and why.
 
     Returns:
         A pipeline with `generate` or `classify`.
@@ -139,15 +147,10 @@ def load(
     artifact = path if isinstance(path, Artifact) else open_artifact(path)
     family = family_of(artifact)
     known = [artifact.components[n] for n in (*family.components, *family.optional) if n in artifact.components]
-    options = options or Options()
-    at_once, budget = family.components, None
-    if memory is not None:
-        at_once, options = (), replace(options, arena=False)  # an arena keeps what a component that was closed held
-        free_at_once()
-        budget = Budget(memory, resident(), {c.name: session_bytes(c) for c in known})
-        for name in family.components:
-            budget.check(name)
-    sessions = open_components(known, at_once, device, options=options, runtime=runtime, budget=budget, say=say)
+    sessions = open_components(
+        known, family.components, device,
+        place=place, options=options, runtime=runtime, wish=Wish.of(offload, memory), say=say,
+    )  # fmt: skip
     try:
         return pipeline_of(artifact, sessions)
     except BaseException:

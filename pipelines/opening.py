@@ -1,22 +1,69 @@
-"""Sessions of components on one device: the one that was named, or the best one that opens."""
+"""Sessions of components: on the device that was named, on the best one that opens, or each on its own."""
 
 from __future__ import annotations
 
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Mapping, Sequence
+from dataclasses import dataclass
 
 from ..core.artifact import Component
 from ..core.device import Device
 from ..core.errors import DeviceError, RuntimeFailure
 from ..core.registry import load_runtime, runtime_for
 from ..runtimes.base import Options, Probe, Session
-from .budget import Budget
+from ..runtimes.options import check_options, options_for, taken_by
+from ..runtimes.preference import preferred
 from .components import Components, Overrides
+from .offload import Wish, decide
+from .placing import placed
 
-# The best first, then any other, then the CPU. A device that a library merely lists may still fail to open, and then
-# the reason is told.
-_PREFERENCE = ("cuda", "rocm", "directml", "coreml", "xpu", "gpu")
-_LAST = "cpu"
-_CHOOSERS = ("auto", "hetero")  # no devices: they choose one themselves, which only a user may leave to them
+
+@dataclass(frozen=True)
+class _Opening:
+    """What is opened, once the devices are known.
+
+    components: each with its runtime's name. at_once: names of those that are opened now.
+    fixed: devices that the user gave to single components.
+    """
+
+    components: Sequence[tuple[Component, str]]
+    at_once: Sequence[str]
+    options: Options
+    fixed: Mapping[str, Device]
+    wish: Wish
+    say: Callable[[str], None]
+
+    def on(self, device: Device) -> Components:
+        """Those that were not placed on `device`; those of `at_once` are open, or none is."""
+        devices = {c.name: self.fixed.get(c.name, device) for c, _ in self.components}
+        runtimes = {name: load_runtime(name) for name in dict.fromkeys(name for _, name in self.components)}
+        check_options(list(runtimes.values()), self.options)
+        done = decide(
+            [c for c, _ in self.components],
+            self.at_once,
+            devices,
+            self.options,
+            self.wish,
+            any("resident_weights" in taken_by(runtime) for runtime in runtimes.values()),
+        )
+
+        def opener(component: Component, name: str) -> Callable[[Overrides], Session]:
+            runtime, where = runtimes[name], devices[component.name]
+            own = options_for(runtime, done.options)
+            return lambda changed: runtime.open(component, where, own, changed)
+
+        parts = {component.name: component for component, _ in self.components}
+        openers = {component.name: opener(component, name) for component, name in self.components}
+        beside = [c.name for c, name in self.components if getattr(runtimes[name], "opens_beside", False)]
+        opened = Components(openers, parts=parts, budget=done.budget, beside=beside)
+        try:
+            for name in self.at_once if done.budget is None else ():
+                opened[name]
+        except BaseException:
+            opened.close()
+            raise
+        if done.reason:
+            self.say(done.reason)
+        return opened
 
 
 def open_components(
@@ -24,62 +71,42 @@ def open_components(
     at_once: Sequence[str],
     device: str | None = None,
     *,
+    place: Mapping[str, str] | None = None,
     options: Options | None = None,
     runtime: str | None = None,
-    budget: Budget | None = None,
+    wish: Wish | None = None,
     say: Callable[[str], None] | None = None,
 ) -> Components:
-    """The components of one artifact on one device.
+    """The components of one artifact, on one device or on those that `place` names.
 
     Args:
-        at_once: names of those that are opened now; the others are when they are asked for.
-        device, options, runtime, say: as `load` takes them. budget: bounds what is open together.
+        at_once: names of those that every call uses: opened now, but within a bound for memory when they are asked for.
+        device, place, options, runtime, say: as `load` takes them. wish: what bounds is open together.
 
     Raises:
-        UsageError: the runtime does not open a component's format, or there is none of that name.
+        UsageError: the runtime does not open a component's format, there is none of that name, an option that none of
+            the runtimes takes, or `place` names no component.
         DeviceError: no device is usable, or the one that was named is not.
         VitrifyError: a component cannot be opened; none stays open.
     """
     opened_by = [(c, runtime_for(c.format, runtime)) for c in components]
-    options = options or Options()
+    fixed = placed(place or {}, [c.name for c in components])
+    tell = say or (lambda line: None)
+    opening = _Opening(opened_by, at_once, options or Options(), fixed, wish or Wish(), tell)
     if device is not None:
-        return _open_all(opened_by, at_once, Device.parse(device), options, budget)
-    sessions, reason = _best(opened_by, at_once, options, budget)
-    if say is not None:
-        say(reason)
+        return opening.on(Device.parse(device))
+    free = [(c, name) for c, name in opened_by if c.name not in fixed]
+    if not free:
+        return opening.on(next(iter(fixed.values())))
+    sessions, reason = _best(opening, free)
+    tell(reason)
     return sessions
 
 
-def _open_all(
-    components: Sequence[tuple[Component, str]],
-    at_once: Sequence[str],
-    device: Device,
-    options: Options,
-    budget: Budget | None,
-) -> Components:
-    """Each component by the runtime of this name; those of `at_once` are open, or none is."""
-
-    def opener(component: Component, runtime: str) -> Callable[[Overrides], Session]:
-        return lambda changed: load_runtime(runtime).open(component, device, options, changed)
-
-    parts = {component.name: component for component, _ in components}
-    openers = {component.name: opener(component, runtime) for component, runtime in components}
-    opened = Components(openers, parts=parts, budget=budget)
-    try:
-        for name in at_once:
-            opened[name]
-    except BaseException:
-        opened.close()
-        raise
-    return opened
-
-
-def _best(
-    components: Sequence[tuple[Component, str]], at_once: Sequence[str], options: Options, budget: Budget | None
-) -> tuple[Components, str]:
-    """Sessions on the best device that every component's runtime has and that opens; and why it was chosen."""
+def _best(opening: _Opening, components: Sequence[tuple[Component, str]]) -> tuple[Components, str]:
+    """Sessions on the best device that these components' runtimes all have and that opens; and why it was chosen."""
     probes: list[Probe] = [load_runtime(name).probe() for name in dict.fromkeys(name for _, name in components)]
-    ranked = _devices(probes)
+    ranked = preferred(probes)
     if not ranked:
         problems = [(f"{p.runtime}: {p.problem}", p.fix) for p in probes if p.problem]
         names = " and ".join(p.runtime for p in probes)
@@ -89,7 +116,7 @@ def _best(
     failed: list[str] = []
     for device in ranked:
         try:
-            sessions = _open_all(components, at_once, device, options, budget)
+            sessions = opening.on(device)
         except (DeviceError, RuntimeFailure) as exc:  # no such card, no memory left on it, no kernel for it
             if device == ranked[-1]:
                 raise
@@ -97,29 +124,6 @@ def _best(
             continue
         names = " and ".join(f"{p.runtime} {p.version}" for p in probes)
         why = "; ".join(failed) or ("the best device there" if len(ranked) > 1 else "the only device there")
-        return sessions, f"{device} with {names} ({why})"
+        placed_ = "".join(f"; {name} on {where}, as it was placed" for name, where in opening.fixed.items())
+        return sessions, f"{device} with {names} ({why}){placed_}"
     raise AssertionError("the last device opens or raises")
-
-
-def _devices(probes: Sequence[Probe]) -> list[Device]:
-    """The devices that every runtime has, the best first.
-
-    One runtime lists "cuda" and another "cuda:0": a device without a number stands for any of its kind.
-    """
-    parsed = [[Device.parse(name) for name in probe.devices] for probe in probes]
-    listed = [[device for device in devices if device.kind not in _CHOOSERS] for devices in parsed]
-
-    def has(devices: Sequence[Device], wanted: Device) -> bool:
-        numbers = [d.index for d in devices if d.kind == wanted.kind]
-        return bool(numbers) and (wanted.index is None or wanted.index in numbers or None in numbers)
-
-    common = dict.fromkeys(d for devices in listed for d in devices if all(has(other, d) for other in listed))
-    numbered = {d.kind for d in common if d.index is not None}
-    apart = [d for d in common if d.index is not None or d.kind not in numbered]  # not "cuda" and "cuda:0" both
-
-    def rank(device: Device) -> int:
-        if device.kind == _LAST:
-            return len(_PREFERENCE) + 1
-        return _PREFERENCE.index(device.kind) if device.kind in _PREFERENCE else len(_PREFERENCE)
-
-    return sorted(apart, key=rank)

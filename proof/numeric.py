@@ -19,8 +19,10 @@ from ..core.progress import Event, Report, silent
 from ..core.registry import load_runtime, runtime_for
 from ..pipelines.components import Components, Opener
 from ..pipelines.load import family_of, pipeline_of
+from ..pipelines.step_cache import SHALLOW
 from ..quant.recipes import RECIPES, recipe
 from ..runtimes.base import Options, Session
+from .cut import prove_cut
 from .evidence import Evidence
 from .measures import Measure
 from .parity import Parity, Sizes, parity, require, require_finite
@@ -53,14 +55,16 @@ def prove_numbers(
         ProofFailed: an output, a picture or a label is out of tolerance.
         BadInput: the two artifacts do not have the same components.
     """
-    missing = [n for n in artifact.components if n not in reference.components]
+    missing = [n for n in artifact.components if n not in reference.components and not n.endswith(SHALLOW)]
     if missing or artifact.pipeline["family"] != reference.pipeline["family"]:
         raise BadInput(
             f"The reference {reference.root} is another kind of model (no {', '.join(missing) or 'such family'}).",
             "Give the source that this artifact was exported from.",
         )
     seen = evidence if evidence is not None else Evidence()
-    if not all(_merge_alike(c, reference.components[n]) for n, c in artifact.components.items()):
+    if not all(
+        _merge_alike(c, other) for n, c in artifact.components.items() if (other := reference.components.get(n))
+    ):
         tolerance = MEASURED
     # the figures of an earlier proof say nothing of this one
     components = {n: replace(c, proof={**c.proof, "numeric": NOT_RUN}) for n, c in artifact.components.items()}
@@ -70,9 +74,14 @@ def prove_numbers(
         with peak_memory() as peak:
             for number, (name, component) in enumerate(artifact.components.items()):
                 report(Event(f"compare {name}", number, len(artifact.components), "components"))
-                components[name], found = _component(component, reference.components[name])
+                if name.endswith(SHALLOW):  # cut out of another component, which is compared whole
+                    components[name], found = prove_cut(component, artifact)
+                    (require if exact(component) else require_finite)(name, found)
+                    continue
+                other = reference.components[name]
+                components[name], found = _component(component, other)
                 try:
-                    held = exact(component) and _merge_alike(component, reference.components[name])
+                    held = exact(component) and _merge_alike(component, other)
                     (require if held else require_finite)(name, found)
                 except ProofFailed:
                     components[name] = _marked(components[name])

@@ -9,7 +9,7 @@ from ..core.errors import UsageError
 from ..core.machine import cpu_info
 from .recipes import RECIPES, Recipe
 
-TARGETS = ("onnx", "openvino", "torch", "tensorrt-rtx", "tensorrt")
+TARGETS = ("onnx", "openvino", "torch", "aotinductor", "tensorrt-rtx", "tensorrt")
 _VNNI = ("avx512_vnni", "avx_vnni", "amx_int8", "i8mm", "asimddp")
 
 # recipe -> target -> why not; what is not here runs
@@ -18,6 +18,11 @@ _REFUSED: dict[str, dict[str, str]] = {
         "onnx": "ONNX has no nf4 type: use int4-weights, or --to openvino.",
         "tensorrt-rtx": "TensorRT has no nf4 type: use int4-weights.",
         "tensorrt": "TensorRT has no nf4 type: use int4-weights.",
+    },
+    "fp8": {
+        "onnx": "ONNX Runtime computes with no float8, so it would gain nothing there: use int8-weights.",
+        "openvino": "OpenVINO computes with no float8 on a CPU, so it would gain nothing there: use int8-weights.",
+        "torch": "PyTorch computes over int8 weights in float32 alone: use int8-weights.",
     },
     "int8-dynamic": {
         "openvino": "OpenVINO quantizes activations its own way: use int8-static.",
@@ -70,6 +75,8 @@ def matrix() -> list[Cell]:
 
 def cell(recipe: Recipe, target: str) -> Cell:
     why = _REFUSED.get(recipe.name, {}).get(target, "")
+    if target == "aotinductor" and not recipe.lossless:
+        why = "its packages take the model's own floats by name: use --to torch."
     if why:
         return Cell(recipe.id, target, False, why, "")
     # a plan holds code besides weights, and none has been run: what is true of files and CPUs is not said of it

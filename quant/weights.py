@@ -28,6 +28,13 @@ NF4_LEVELS = np.array(
     dtype=np.float32,
 )  # fmt: skip
 
+# The positive numbers of float8 e4m3, by their bits: three of mantissa, an exponent around 7, no infinity; the last,
+# 0x7f, is NaN (Micikevicius et al., "FP8 Formats for Deep Learning", 2022, table 1).
+E4M3 = np.array(
+    [(m / 8 if e == 0 else 1 + m / 8) * 2.0 ** (max(e, 1) - 7) for e in range(16) for m in range(8)][:-1],
+    dtype=np.float32,
+)
+
 _DIVISORS = (7.0, 7.4, 7.8, 8.2, 8.7, 9.3, 10.0)  # of the largest magnitude, for int4's scale
 
 
@@ -35,7 +42,8 @@ _DIVISORS = (7.0, 7.4, 7.8, 8.2, 8.7, 9.3, 10.0)  # of the largest magnitude, fo
 class Quantized:
     """A weight in few bits.
 
-    values: int8 of the weight's shape; int4 as int8 in -8..7, nf4 as the number of its level, neither packed yet.
+    values: int8 of the weight's shape; int4 as int8 in -8..7, nf4 as the number of its level, neither packed yet;
+        float8 as its bits.
     scales: float32; [out] with one an output channel, else the weight's shape with `axis` divided by the group.
     zeros: int8 like scales, for asymmetric weights; else None.
     axis: of the values, the one that the scales run along (per channel) or divide (in groups).
@@ -124,6 +132,41 @@ def quantize_nf4(weight: FloatArray, group: int) -> Quantized:
     middles = (NF4_LEVELS[1:] + NF4_LEVELS[:-1]) / 2
     values = np.searchsorted(middles, parts / scales).astype(np.int8)
     return Quantized(values.reshape(weight.shape), _scale_shape(scales, weight, group), None, 1, group)
+
+
+def quantize_float8(weight: FloatArray) -> Quantized:
+    """Round to the nearest float8 e4m3 of each output channel's largest magnitude, which becomes 448.
+
+    Args:
+        weight: float32 [out, in, ...].
+
+    Returns:
+        Values that are the bits of float8, as int8: see `float8_values`.
+
+    Raises:
+        BadInput: the weight holds NaN or infinity.
+    """
+    _finite(weight)
+    scales = np.abs(weight).max(axis=tuple(range(1, weight.ndim)), keepdims=True) / E4M3[-1]
+    scales[scales == 0] = 1
+    return Quantized(float8_bits(weight / scales), scales.reshape(-1), None, 0, 0)
+
+
+def float8_bits(values: FloatArray) -> npt.NDArray[np.int8]:
+    """The bits of the nearest float8 e4m3 of each number, of two that are as near the even one; at most 448."""
+    size = np.abs(values)
+    middles = (E4M3[1:] + E4M3[:-1]) / 2
+    codes = np.searchsorted(middles, size)
+    tie = (codes < len(middles)) & (size == middles[np.minimum(codes, len(middles) - 1)])
+    codes += tie & (codes % 2 == 1)
+    return np.asarray(codes.astype(np.uint8) | (np.signbit(values).astype(np.uint8) << 7)).view(np.int8)
+
+
+def float8_values(quantized: Quantized) -> FloatArray:
+    """float32 of the weight's shape, as float8 times float32 scales."""
+    bits = quantized.values.view(np.uint8)
+    values = np.where(bits & 0x80, -1, 1).astype(np.float32) * E4M3[bits & 0x7F]
+    return np.asarray(values * quantized.spread(quantized.scales), dtype=np.float32)
 
 
 def nf4_values(quantized: Quantized) -> FloatArray:

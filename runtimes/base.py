@@ -4,11 +4,11 @@ from __future__ import annotations
 
 from collections.abc import Mapping
 from dataclasses import asdict, dataclass, field
-from typing import Any, Protocol
+from typing import Any, Protocol, runtime_checkable
 
 from ..core.artifact import Component
 from ..core.device import Device
-from ..core.tensors import Array, TensorSpec
+from ..core.tensors import Array, DeviceTensor, TensorSpec
 from .low_rank import Override
 
 
@@ -41,6 +41,15 @@ class Options:
     streams: calls that run at the same time; 0 leaves the choice to the hint.
     precision: the dtype that the device computes floats in, such as "float32" or "bfloat16"; None: the artifact's.
     static: compile for the sizes of each call, where a runtime can also take any size.
+
+    Those that follow are for the runtimes that name them under `takes`, and are refused elsewhere.
+
+    provider: of ONNX Runtime: which execution provider runs the device, such as "tensorrt"; None: the device's first.
+    compile: of PyTorch: "regional" compiles the blocks that a model repeats, "whole" the model; None: eager.
+    attention: of PyTorch: the attention kernel, such as "flash"; None: the library's choice.
+    channels_last: of PyTorch: convolutions work on NHWC memory.
+    cuda_graphs: record the work of a call with the same sizes once, and replay it.
+    resident_weights: bytes of weights that stay on the GPU, where the others are streamed in; None: all.
     """
 
     threads: int = 0
@@ -51,6 +60,12 @@ class Options:
     streams: int = 0
     precision: str | None = None
     static: bool = False
+    provider: str | None = None
+    compile: str | None = None
+    attention: str | None = None
+    channels_last: bool = False
+    cuda_graphs: bool = False
+    resident_weights: int | None = None
 
 
 @dataclass(frozen=True)
@@ -78,10 +93,25 @@ class Session(Protocol):
     def close(self) -> None: ...
 
 
+@runtime_checkable
+class DeviceSession(Session, Protocol):
+    """A session whose tensors may stay on its device between calls: ONNX Runtime's, TensorRT's, PyTorch's.
+
+    `run` takes device tensors of its own runtime and device beside arrays.
+    """
+
+    def to_device(self, array: Array) -> DeviceTensor: ...
+    def to_host(self, tensor: DeviceTensor) -> Array: ...
+    def run(self, tensors: Mapping[str, Array | DeviceTensor]) -> dict[str, Array]: ...
+    def run_on_device(self, tensors: Mapping[str, Array | DeviceTensor]) -> dict[str, DeviceTensor]: ...
+
+
 class Runtime(Protocol):
     """One adapter. Its module keeps an instance under the name `RUNTIME`.
 
-    formats: of the components that it opens, as the manifest names them.
+    formats: of the components that it opens, as the manifest names them. It may also have `takes`: the names of those
+    of `options.SPECIAL` that it acts on; and `opens_beside`: True where a component may be opened in one thread while
+    another one runs in a second.
     """
 
     name: str

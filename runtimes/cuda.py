@@ -1,4 +1,4 @@
-"""The CUDA driver through ctypes: which NVIDIA GPUs there are, and memory on one of them.
+"""The CUDA driver through ctypes: its calls, and which NVIDIA GPUs there are.
 
 The driver (libcuda) lies wherever an NVIDIA GPU works, and its interface is stable; so neither PyTorch nor cuda-python
 has to be installed. Names and signatures: docs.nvidia.com/cuda/cuda-driver-api and cuda.h.
@@ -8,14 +8,11 @@ from __future__ import annotations
 
 import ctypes
 import sys
-from collections.abc import Iterator
-from contextlib import contextmanager
 from dataclasses import dataclass
 from functools import cache
 from typing import Any
 
 from ..core.errors import DeviceError, RuntimeFailure
-from ..core.tensors import Array
 
 LIBRARY = "nvcuda.dll" if sys.platform == "win32" else "libcuda.so.1"
 _DRIVER_HELP = "Install NVIDIA's driver (`nvidia-smi` must list the GPU), or run on a machine that has such a GPU."
@@ -35,14 +32,21 @@ CALLS: dict[str, tuple[Any, ...]] = {
     "cuStreamCreate": (_OUT, ctypes.c_uint),
     "cuStreamSynchronize": (_HANDLE,),
     "cuStreamDestroy_v2": (_HANDLE,),
+    "cuStreamBeginCapture_v2": (_HANDLE, ctypes.c_int),
+    "cuStreamEndCapture": (_HANDLE, _OUT),
+    "cuGraphInstantiateWithFlags": (_OUT, _HANDLE, ctypes.c_ulonglong),
+    "cuGraphLaunch": (_HANDLE, _HANDLE),
+    "cuGraphExecDestroy": (_HANDLE,),
+    "cuGraphDestroy": (_HANDLE,),
     "cuMemAlloc_v2": (_OUT, ctypes.c_size_t),
     "cuMemFree_v2": (_ADDRESS,),
+    "cuMemGetInfo_v2": (_OUT, _OUT),
     "cuMemcpyHtoDAsync_v2": (_ADDRESS, ctypes.c_void_p, ctypes.c_size_t, _HANDLE),
     "cuMemcpyDtoHAsync_v2": (ctypes.c_void_p, _ADDRESS, ctypes.c_size_t, _HANDLE),
+    "cuMemcpyDtoDAsync_v2": (_ADDRESS, _ADDRESS, ctypes.c_size_t, _HANDLE),
     "cuGetErrorString": (ctypes.c_int, _OUT),
 }
 _MAJOR, _MINOR = 75, 76  # CU_DEVICE_ATTRIBUTE_COMPUTE_CAPABILITY_MAJOR and _MINOR
-_NON_BLOCKING = 1  # CU_STREAM_NON_BLOCKING: does not wait for the default stream
 _OUT_OF_MEMORY = 2  # CUDA_ERROR_OUT_OF_MEMORY
 
 
@@ -133,62 +137,25 @@ def find_gpus() -> tuple[Gpu, ...]:
     return tuple(found)
 
 
-class Workspace:
-    """A stream and named buffers on one GPU. Any thread may call it, one at a time, inside `current()`."""
+def free_bytes(index: int) -> int:
+    """Bytes of a GPU's memory that no process holds.
 
-    def __init__(self, gpu: Gpu) -> None:
-        self._driver = driver()
-        self._device = self._driver.number("cuDeviceGet", gpu.index)
-        # the primary context is the one that CUDA's runtime, and so TensorRT, uses in this process
-        self._context = self._driver.handle("cuDevicePrimaryCtxRetain", self._device)
-        self._buffers: dict[str, tuple[int, int]] = {}  # name -> address, bytes
+    Raises:
+        DeviceError: there is no such GPU.
+    """
+    gpu = next((g for g in find_gpus() if g.index == index), None)
+    if gpu is None:
+        raise DeviceError(f"There is no cuda:{index} here.", _DRIVER_HELP)
+    cuda = driver()
+    device = cuda.number("cuDeviceGet", index)
+    context = cuda.handle("cuDevicePrimaryCtxRetain", device)
+    try:
+        cuda.call("cuCtxPushCurrent_v2", context)
         try:
-            with self.current():
-                self.stream = self._driver.handle("cuStreamCreate", _NON_BLOCKING)
-        except BaseException:
-            self._driver.call("cuDevicePrimaryCtxRelease_v2", self._device)
-            raise
-
-    @contextmanager
-    def current(self) -> Iterator[None]:
-        """This GPU is the calling thread's while this lasts."""
-        self._driver.call("cuCtxPushCurrent_v2", self._context)
-        try:
-            yield
+            free, total = ctypes.c_size_t(), ctypes.c_size_t()
+            cuda.call("cuMemGetInfo_v2", ctypes.byref(free), ctypes.byref(total))
         finally:
-            self._driver.handle("cuCtxPopCurrent_v2")
-
-    def buffer(self, name: str, size: int) -> int:
-        """The address of at least `size` bytes; the same one as long as it is large enough."""
-        address, held = self._buffers.get(name, (0, 0))
-        if held < max(size, 1):
-            if address:
-                del self._buffers[name]
-                self._driver.call("cuMemFree_v2", address)
-            address = self._driver.handle("cuMemAlloc_v2", max(size, 1))
-            self._buffers[name] = address, max(size, 1)
-        return address
-
-    def upload(self, array: Array, address: int) -> None:
-        """Copy a contiguous array to the GPU; it must stay as it is until `synchronize`."""
-        assert array.flags.c_contiguous
-        if array.nbytes:
-            self._driver.call("cuMemcpyHtoDAsync_v2", address, array.ctypes.data, array.nbytes, self.stream)
-
-    def download(self, address: int, array: Array) -> None:
-        """Copy from the GPU into a contiguous array, whose values are there after `synchronize`."""
-        assert array.flags.c_contiguous
-        if array.nbytes:
-            self._driver.call("cuMemcpyDtoHAsync_v2", array.ctypes.data, address, array.nbytes, self.stream)
-
-    def synchronize(self) -> None:
-        self._driver.call("cuStreamSynchronize", self.stream)
-
-    def close(self) -> None:
-        """Free the buffers and the stream, and let go of the GPU."""
-        with self.current():
-            for address, _ in self._buffers.values():
-                self._driver.call("cuMemFree_v2", address)
-            self._buffers.clear()
-            self._driver.call("cuStreamDestroy_v2", self.stream)
-        self._driver.call("cuDevicePrimaryCtxRelease_v2", self._device)
+            cuda.handle("cuCtxPopCurrent_v2")
+    finally:
+        cuda.call("cuDevicePrimaryCtxRelease_v2", device)
+    return free.value

@@ -11,6 +11,9 @@ from ..core.machine import cpu_info, cpu_model, installed, memory, versions_of
 from ..core.registry import RUNTIMES, load_runtime, runtime_names
 from ..quant.recipes import RECIPES
 from ..quant.support import TARGETS, cell
+from .base import Probe
+from .hardware import devices_here
+from .preference import preferred
 
 _FLAGS = (
     "avx2",
@@ -30,24 +33,37 @@ _FLAGS = (
     "sve2",
 )
 # distributions that install the same module and break each other
-_CONFLICTS = (("onnxruntime", "onnxruntime-gpu", "onnxruntime-directml", "onnxruntime-openvino"),)
+_CONFLICTS = (
+    (
+        *("onnxruntime", "onnxruntime-gpu", "onnxruntime-directml", "onnxruntime-openvino", "onnxruntime-migraphx"),
+        "onnxruntime-rocm",
+    ),
+)
 _BUYS = {
     "onnx": "runs exported artifacts without PyTorch; `vitrify export`, `generate`, `classify`",
     "openvino": "runs exported and compiled artifacts on Intel's devices and other CPUs; --runtime openvino",
     "tensorrt-rtx": "runs plans on NVIDIA RTX GPUs; builds them anywhere, without a GPU",
     "tensorrt": "builds and runs plans on an NVIDIA GPU",
     "torch": "the reference that artifacts are proved against; `vitrify export`, `verify`",
+    "aotinductor": "runs models that PyTorch compiled ahead of time into one package; --runtime aotinductor",
+    "ipex": "PyTorch on Intel's processors. At its end: archived, the last release is 2.8.0; what it did is in PyTorch "
+    "itself (--runtime torch, -O compile=regional, --device xpu)",
 }
 _EXPORT = ("torch", "diffusers", "transformers", "accelerate", "onnx", "onnxscript", "huggingface_hub")
 
 
 def examine() -> dict[str, Any]:
-    """Machine, runtimes with their devices, export libraries, recipes, conflicts; `problems` lists {what, fix}."""
+    """Machine, devices, runtimes, export libraries, recipes, conflicts; `problems` lists {what, fix}.
+
+    devices: as `hardware.devices_here` tells them. chosen: runtime -> the device that is used where none is named, and
+    why. Of a runtime, `details` are its probe's; ONNX Runtime's have each execution provider.
+    """
     problems: list[dict[str, str]] = []
     runtimes: dict[str, Any] = {}
+    probes: list[Probe] = []
     for name in runtime_names():
         try:
-            probe = load_runtime(name).probe()
+            probe = _thorough(load_runtime(name))
         except VitrifyError as exc:
             runtimes[name] = {"usable": False, "what": exc.what, "fix": exc.fix, "buys": _BUYS.get(name, "")}
             continue
@@ -66,6 +82,8 @@ def examine() -> dict[str, Any]:
         }
         if probe.problem:
             problems.append({"what": probe.problem, "fix": probe.fix})
+        else:
+            probes.append(probe)
     for group in _CONFLICTS:
         found = [n for n in group if installed(n)]
         if len(found) > 1:
@@ -80,7 +98,9 @@ def examine() -> dict[str, Any]:
     missing = [n for n in _EXPORT if not installed(n)]
     return {
         "machine": machine(),
+        "devices": devices_here(runtimes),
         "runtimes": runtimes,
+        "chosen": {probe.runtime: chosen(probe) for probe in probes if probe.devices},
         "export": {
             "usable": not missing,
             "versions": versions_of(_EXPORT),
@@ -90,6 +110,22 @@ def examine() -> dict[str, Any]:
         "problems": problems,
         "known": sorted(RUNTIMES),
     }
+
+
+def _thorough(runtime: Any) -> Probe:
+    """The runtime's probe, with everything tried where it can leave something out."""
+    every = getattr(runtime, "probe_every", None)
+    probe: Probe = runtime.probe() if every is None else every()
+    return probe
+
+
+def chosen(probe: Probe) -> dict[str, str]:
+    """The device that a runtime uses where none is named, and why; what is tried first may still not open."""
+    order = [str(device) for device in preferred([probe])]
+    if not order:
+        return {"device": "", "why": "it lists no device"}
+    why = f"the best of {', '.join(order)}, tried in this order" if len(order) > 1 else "the only device there"
+    return {"device": order[0], "why": why}
 
 
 def recipes() -> dict[str, Any]:

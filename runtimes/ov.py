@@ -126,6 +126,7 @@ class OpenVinoRuntime:
 
     name = "openvino"
     formats = ("openvino", "onnx")
+    opens_beside = True
 
     @cached_property
     def _core(self) -> ov.Core:

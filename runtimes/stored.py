@@ -17,6 +17,7 @@ from ..core.errors import UsageError
 from ..core.safetensors_header import TensorEntry, read_header
 from .initializers import initializers, state_name
 from .ir_constants import constants
+from .plan_weights import plan_weights
 
 _NAMES = {"float32": "F32", "float16": "F16", "bfloat16": "BF16", "float64": "F64"}
 _IR_NAMES = {"f32": "F32", "f16": "F16", "bf16": "BF16", "f64": "F64"}
@@ -42,14 +43,17 @@ def stored_weights(component: Component) -> dict[str, StoredWeight]:
     """Every weight of a component with two dims or more, by its name in the state dict.
 
     Raises:
-        UsageError: the component is a plan, or a reference that names no weights.
+        UsageError: the component is a plan that holds its weights for good, or a reference that names no weights.
         BadArtifact: the graph does not load.
         BadInput: a file of weights is damaged.
     """
-    readers = {"onnx": _onnx, "openvino": _openvino, "torch": _torch}
+    readers = {
+        "onnx": _onnx, "openvino": _openvino, "torch": _torch, "aotinductor": _torch,
+        "tensorrt-rtx": _plan, "tensorrt": _plan,
+    }  # fmt: skip
     if component.format not in readers:
         raise UsageError(
-            f"{component.name} is a plan of {component.format}, whose weights cannot be changed.",
+            f"{component.name} is of the format {component.format}, whose weights cannot be changed.",
             "Run the artifact that it was compiled from, or compile a model that the change was merged into.",
         )
     weights = (w for w in readers[component.format](component) if w.shape is None or len(w.shape) > 1)
@@ -85,6 +89,8 @@ def _torch(component: Component) -> Iterator[StoredWeight]:
             "Export the model first, or change its weights with its own library.",
         )
     for weight in component.weights:
+        if weight.path == component.graph:  # a package of AOTInductor, whose weights lie beside it
+            continue
         entries = read_header(component.root / weight.path)
         for name, entry in entries.items():
             match = _TORCH.fullmatch(name)
@@ -93,6 +99,21 @@ def _torch(component: Component) -> Iterator[StoredWeight]:
             plain = entry.dtype in FLOATS and f"{name}.scale" not in entries
             packed = entry.dtype == "U8"
             yield StoredWeight(f"{match['layer']}.weight", None if packed else entry.shape, entry if plain else None)
+
+
+def _plan(component: Component) -> Iterator[StoredWeight]:
+    weights = plan_weights(component)
+    if not weights:
+        raise UsageError(
+            f"{component.name} is a plan of {component.format}, whose weights cannot be changed.",
+            "Run the artifact that it was compiled from, compile it with --refit (on a GPU) or --apart, or compile a "
+            "model that the change was merged into.",
+        )
+    for name, one in weights.items():
+        kind = _NAMES.get(one.dtype)
+        known = kind is not None and name == state_name(name)
+        entry = _entry(name, str(kind), one.shape, one.offset, component.root / one.path) if known else None
+        yield StoredWeight(state_name(name), one.shape, entry)
 
 
 def _entry(name: str, dtype: str, shape: tuple[int, ...], offset: int, file: Path) -> TensorEntry:

@@ -6,137 +6,31 @@ the architectures that it was built for, with the version that built it, and now
 
 from __future__ import annotations
 
-import mmap
 import platform
 import re
-import threading
-from collections import deque
-from collections.abc import Iterator, Mapping
-from contextlib import contextmanager
+import shlex
+from collections.abc import Mapping
 from typing import Any
-
-import numpy as np
 
 from ..core.artifact import Component
 from ..core.device import Device
-from ..core.errors import BadArtifact, BadInput, DeviceError, RuntimeFailure, UsageError
-from ..core.tensors import Array, DType, TensorSpec, check_tensors
+from ..core.errors import BadArtifact, DeviceError, RuntimeFailure, UsageError
 from .base import Options, Placement, Probe
-from .cuda import Gpu, Workspace, find_gpus
+from .cuda import Gpu, find_gpus
+from .cuda_memory import Workspace
 from .low_rank import Override
+from .plan_weights import PlanWeight, kept_as, plan_weights
+from .trt_engine import Opened, check_engine, load_engine, message_log, prepared
+from .trt_session import TrtSession
+from .trt_weights import refit, upload_weights
 
-# DataType's members -> our names; INT4, FP8 and FP4 never are a tensor at the boundary
-DTYPES = {
-    "FLOAT": DType.FLOAT32,
-    "HALF": DType.FLOAT16,
-    "BF16": DType.BFLOAT16,
-    "INT64": DType.INT64,
-    "INT32": DType.INT32,
-    "INT8": DType.INT8,
-    "UINT8": DType.UINT8,
-    "BOOL": DType.BOOL,
-}
-
-
-def message_log(trt: Any) -> Any:
-    """A logger for the library that prints nothing and keeps the last errors in `errors`, the first of them first."""
-
-    class Log(trt.ILogger):  # type: ignore[misc]  # the library's base class has no types
-        def __init__(self) -> None:
-            trt.ILogger.__init__(self)
-            self.errors: deque[str] = deque(maxlen=20)
-
-        def log(self, severity: Any, message: str) -> None:
-            if severity in (trt.ILogger.ERROR, trt.ILogger.INTERNAL_ERROR):
-                self.errors.append(message)
-
-        def first(self) -> str:
-            """What went wrong first; later errors follow from it."""
-            return plain(self.errors[0]) if self.errors else "it does not say why"
-
-    return Log()
-
-
-def plain(message: str | None) -> str:
-    """A message of the library on one line, without the places in its own source."""
-    text = re.sub(r"\s*\bIn \w+ at \S+?:\d+\b", "", " ".join((message or "").split()))
-    text = re.sub(r"\s*\(\)", "", re.sub(r"\(\s+", "(", text))
-    return text[:300].strip() or "it does not say why"
-
-
-class TrtSession:
-    """One plan on one GPU. Calls from several threads wait for each other; `close` frees the GPU's memory."""
-
-    def __init__(
-        self, component: Component, title: str, context: Any, gpu: Workspace, log: Any, placement: Placement
-    ) -> None:
-        self.inputs: Mapping[str, TensorSpec] = component.inputs
-        self.outputs: Mapping[str, TensorSpec] = component.outputs
-        self.placement = placement
-        self._component = component
-        self._title = title
-        self._context: Any = context
-        self._gpu = gpu
-        self._log = log
-        self._lock = threading.Lock()
-
-    def run(self, tensors: Mapping[str, Array]) -> dict[str, Array]:
-        check_range(self._component, check_tensors(self.inputs, tensors))
-        with self._lock:
-            if self._context is None:
-                raise RuntimeFailure(f"The session of {self._component.name} is closed.", "Open it again.")
-            self._log.errors.clear()
-            with self._gpu.current(), self._translated():
-                return self._run({n: np.asarray(t, order="C") for n, t in tensors.items()})
-
-    def _run(self, tensors: Mapping[str, Array]) -> dict[str, Array]:
-        context = self._context
-        try:
-            for name, tensor in tensors.items():
-                address = self._gpu.buffer(name, tensor.nbytes)
-                self._must(context.set_input_shape(name, tensor.shape))
-                self._must(context.set_tensor_address(name, address))
-                self._gpu.upload(tensor, address)
-            self._must(not context.infer_shapes())
-            values = {}
-            for name, spec in self.outputs.items():
-                value = np.empty(tuple(context.get_tensor_shape(name)), spec.dtype.value)
-                values[name] = value, self._gpu.buffer(name, value.nbytes)
-                self._must(context.set_tensor_address(name, values[name][1]))
-            self._must(context.execute_async_v3(self._gpu.stream))
-            for value, address in values.values():
-                self._gpu.download(address, value)
-        finally:
-            self._gpu.synchronize()  # also after a failure: copies that are under way read the caller's arrays
-        return {name: value for name, (value, _) in values.items()}
-
-    def _must(self, done: bool) -> None:
-        if not done:
-            raise RuntimeFailure(
-                f"{self._title} failed in {self._component.name}: {self._log.first()}", "Run `vitrify doctor`."
-            )
-
-    @contextmanager
-    def _translated(self) -> Iterator[None]:
-        try:
-            yield
-        except (RuntimeError, ValueError, TypeError, MemoryError) as exc:  # what the library's bindings raise
-            said = self._log.first() if self._log.errors else str(exc)
-            raise RuntimeFailure(
-                f"{self._title} failed in {self._component.name}: {said}", "Run `vitrify doctor`."
-            ) from exc
-
-    def close(self) -> None:
-        with self._lock:
-            if self._context is None:
-                return
-            with self._gpu.current():
-                self._context = None  # the last reference to it and to its engine
-            self._gpu.close()
+_FLOATS = ("fp32", "fp16", "bf16")  # what a plan calls itself that was compiled without --quant
 
 
 class TrtRuntime:
     """The adapter of one of the two libraries."""
+
+    takes = ("cuda_graphs", "resident_weights")
 
     def __init__(self, name: str, title: str, library: Any) -> None:
         self.name = name
@@ -166,30 +60,74 @@ class TrtRuntime:
     ) -> TrtSession:
         """Load a plan onto a GPU.
 
+        Args:
+            overrides: changed weights of a plan that was built with --refit, --strip or --apart.
+
         Raises:
-            UsageError: weights were to be changed; a plan has none by name.
+            UsageError: weights were to be changed in a plan that takes none, weights to be streamed in one that was not
+                built for it, or another precision.
             DeviceError: the device is no NVIDIA GPU, there is none, or the plan was built for another GPU, version or
                 system.
-            BadArtifact: the plan is damaged, or is not what the manifest says.
+            BadInput: an override has no weight of its name and shape.
+            BadArtifact: the plan or its weights are damaged, or are not what the manifest says.
         """
-        if overrides:
-            raise UsageError(
-                f"{component.name} is a plan, whose weights cannot be changed.",
-                "Run the artifact that it was compiled from.",
-            )
+        overrides = overrides or {}
+        weights = plan_weights(component)
+        check_changes(component, weights, overrides)
+        self._check_options(component, options)
         self._check_build(component)
         gpu = self._gpu(component, device)
         log = message_log(self.library)
         workspace = Workspace(gpu)
         try:
             with workspace.current():
-                context = self._context(component, gpu, log)
+                opened = self._opened(component, gpu, options, log, overrides, workspace)
+                precision = str(component.precision.get("activations", "float32"))
+                placement = Placement(self.name, gpu.name, f"cuda:{gpu.index}", precision)
+                return TrtSession(opened, workspace, placement)
+        except (RuntimeError, ValueError, TypeError, MemoryError) as exc:  # what the library's bindings raise
+            workspace.close()
+            said = log.first() if log.errors else str(exc)
+            raise RuntimeFailure(f"{self.title} does not open {component.name}: {said}", rebuild(component)) from exc
         except BaseException:
             workspace.close()
             raise
-        precision = str(component.precision.get("activations", "float32"))
-        placement = Placement(self.name, gpu.name, f"cuda:{gpu.index}", precision)
-        return TrtSession(component, self.title, context, workspace, log, placement)
+
+    def _opened(
+        self,
+        component: Component,
+        gpu: Gpu,
+        options: Options,
+        log: Any,
+        overrides: Mapping[str, Override],
+        workspace: Workspace,
+    ) -> Opened:
+        """An engine with its weights, on the current GPU."""
+        trt, keeps = self.library, kept_as(component)
+        engine = load_engine(trt, self.title, component, gpu, log, rebuild(component))
+        check_engine(trt, component, engine, plan_weights(component) if keeps == "apart" else {})
+        if keeps == "strip" or (keeps == "refit" and overrides):
+            refit(trt, engine, component, overrides, self.title, keeps == "strip")
+        if options.resident_weights is not None:  # before a context is made, whose memory depends on it
+            engine.weight_streaming_budget_v2 = min(options.resident_weights, engine.streamable_weights_size)
+        opened = prepared(trt, self.title, component, engine, options, gpu, log)
+        if keeps == "apart":
+            opened.weights = upload_weights(component, overrides, workspace, self.title)
+        return opened
+
+    def _check_options(self, component: Component, options: Options) -> None:
+        computed = str(component.precision.get("activations", "float32"))
+        if options.precision not in (None, computed):
+            raise UsageError(
+                f"{component.name} is a plan that computes in {computed}, not in {options.precision}.",
+                "Leave the precision out, or compile the artifact in that precision.",
+            )
+        flags = dict(component.details.get("engine", {})).get("flags", ())
+        if options.resident_weights is not None and "WEIGHT_STREAMING" not in flags:
+            raise UsageError(
+                f"{component.name} is a plan whose weights stay on the GPU: it was built without --weight-streaming.",
+                rebuild(component, "--weight-streaming"),
+            )
 
     def _check_build(self, component: Component) -> None:
         needed = re.fullmatch(rf"{re.escape(self.name)}==(\S+)", str(component.requires.get("runtime") or ""))
@@ -197,26 +135,26 @@ class TrtRuntime:
             raise DeviceError(
                 f"{component.name} is a plan of {self.title} {needed[1]}, which {self.version} does not run; it needs "
                 f"{needs(component)}.",
-                rebuild(self.name),
+                rebuild(component),
             )
         system = component.requires.get("os")
         if system and system != platform.system():
             raise DeviceError(
                 f"{component.name} is a plan for {system}, this is {platform.system()}; it needs {needs(component)}.",
-                rebuild(self.name),
+                rebuild(component),
             )
 
     def _gpu(self, component: Component, device: Device) -> Gpu:
         if device.kind != "cuda":
             raise DeviceError(
                 f"{self.title} cannot run {component.name} on {device}: it needs {needs(component)}.",
-                f"Give --device cuda, or run the artifact that it was compiled from. {rebuild(self.name)}",
+                f"Give --device cuda, or run the artifact that it was compiled from. {rebuild(component)}",
             )
         try:
             gpus = find_gpus()
         except DeviceError as exc:
             raise DeviceError(
-                f"{component.name} needs {needs(component)}. {exc.what}", f"{exc.fix} {rebuild(self.name)}"
+                f"{component.name} needs {needs(component)}. {exc.what}", f"{exc.fix} {rebuild(component)}"
             ) from exc
         gpu = next((g for g in gpus if g.index == (device.index or 0)), None)
         if gpu is None:
@@ -228,59 +166,9 @@ class TrtRuntime:
         if wanted and not fits(gpu.capability, str(wanted)):
             raise DeviceError(
                 f"{component.name} needs {needs(component)}; {device} is {gpu}.",
-                rebuild(self.name),
+                rebuild(component, capability="{}.{}".format(*gpu.capability)),
             )
         return gpu
-
-    def _context(self, component: Component, gpu: Gpu, log: Any) -> Any:
-        trt = self.library
-        runtime = trt.Runtime(log)
-        try:
-            with component.graph_path.open("rb") as file, mmap.mmap(file.fileno(), 0, access=mmap.ACCESS_READ) as plan:
-                engine = runtime.deserialize_cuda_engine(plan)
-                problem = "" if engine is not None else self._why(runtime, plan)
-        except (OSError, ValueError) as exc:  # missing, or empty
-            raise BadArtifact(f"{component.graph} cannot be read: {exc}.", "Copy the whole folder again.") from exc
-        if problem == "MALFORMED_ENGINE":
-            raise BadArtifact(f"{component.graph} is damaged: {log.first()}", "Copy the whole folder again.")
-        if problem:
-            raise DeviceError(
-                f"{self.title} {self.version} does not open {component.name} on {gpu} ({problem}): {log.first()}",
-                rebuild(self.name),
-            )
-        _check_engine(trt, component, engine)
-        context = engine.create_execution_context()
-        if context is None:
-            raise RuntimeFailure(
-                f"{self.title} does not start {component.name} on {gpu}: {log.first()}",
-                "Close other programs that use the GPU, or compile for smaller sizes.",
-            )
-        return context
-
-    def _why(self, runtime: Any, plan: Any) -> str:
-        """The library's own diagnosis, where it has one: the names that it sets, such as VERSION_MISMATCH."""
-        trt = self.library
-        if not hasattr(runtime, "get_engine_validity"):
-            return "it does not deserialize"
-        _, set_bits = runtime.get_engine_validity(plan)
-        known = trt.EngineInvalidityDiagnostics.__members__.items()
-        return ", ".join(name for name, bit in known if int(bit) & int(set_bits)) or "it does not deserialize"
-
-
-def check_range(component: Component, sizes: Mapping[str, int]) -> None:
-    """Hold the sizes of a run against the range that the plan was built for.
-
-    Raises:
-        BadInput: names the size and its range.
-    """
-    for symbol, size in sizes.items():
-        least, _, most = component.shapes.get(symbol, (size, size, size))
-        if not least <= size <= most:
-            only = f"{least} to {most}" if least < most else f"{least} only"
-            raise BadInput(
-                f"{component.name} was given {symbol} = {size}; its plan was built for {only}.",
-                "Use a size in that range, or compile the artifact again for this one.",
-            )
 
 
 def fits(capability: tuple[int, int], wanted: str) -> bool:
@@ -306,25 +194,29 @@ def needs(component: Component) -> str:
     return f"an NVIDIA GPU of compute capability {wanted.replace('+', ' or newer').replace(',', ' or ')}"
 
 
-def rebuild(name: str) -> str:
-    """How to build a plan again, from the artifact that it was compiled from."""
-    return f"To build it again where it will run: vitrify compile ARTIFACT --to {name} -o DIR"
+def rebuild(component: Component, *added: str, capability: str = "") -> str:
+    """How to build a plan again, from the artifact that it was compiled from, with the choices that it was built with.
+
+    Args:
+        added: choices more. capability: of the GPU that it shall run on, where it was built for named ones.
+    """
+    arguments = [str(a) for a in component.details.get("arguments", ())]
+    if capability and "--compute-capability" in arguments:
+        arguments[arguments.index("--compute-capability") + 1] = capability
+    recipe = str(component.precision.get("recipe") or "fp32")
+    quant = [] if recipe in _FLOATS else ["--quant", recipe]
+    command = ["vitrify", "compile", "ARTIFACT", "--to", component.format, *quant, *arguments, *added, "-o", "DIR"]
+    return f"To build it again where it will run: {shlex.join(command)}"
 
 
-def _check_engine(trt: Any, component: Component, engine: Any) -> None:
-    """Hold the engine's tensors against the manifest's, by which each run is checked."""
-    has: dict[str, tuple[str, DType | None]] = {}
-    for number in range(engine.num_io_tensors):
-        name = engine.get_tensor_name(number)
-        mode = "input" if engine.get_tensor_mode(name) == trt.TensorIOMode.INPUT else "output"
-        has[name] = mode, DTYPES.get(engine.get_tensor_dtype(name).name)
-        if engine.get_tensor_location(name) != trt.TensorLocation.DEVICE:
-            raise BadArtifact(f"{component.graph} wants {name} on the CPU.", "Compile the artifact again.")
-    told = {n: ("input", s.dtype) for n, s in component.inputs.items()}
-    told |= {n: ("output", s.dtype) for n, s in component.outputs.items()}
-    if has != told:
-        raise BadArtifact(
-            f"{component.graph} has the tensors {', '.join(sorted(has))}, which are not those of the manifest "
-            f"({', '.join(sorted(told))}) or have other types.",
-            "Copy the whole folder again or compile the artifact again.",
+def check_changes(component: Component, weights: Mapping[str, PlanWeight], overrides: Mapping[str, Override]) -> None:
+    """Refuse changes of a plan that takes none, before a GPU is looked for.
+
+    Raises:
+        UsageError: it holds its weights for good.
+    """
+    if overrides and not weights:
+        raise UsageError(
+            f"{component.name} is a plan, whose weights cannot be changed.",
+            "Run the artifact that it was compiled from, or compile it with --refit (on a GPU) or --apart.",
         )

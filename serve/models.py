@@ -15,6 +15,7 @@ from ..core.errors import BadInput, UsageError, VitrifyError
 from ..pipelines.diffusion import DiffusionPipeline
 from ..pipelines.embeddings import read_embedding
 from ..pipelines.load import family_of, load, open_artifact
+from ..pipelines.placing import fitting
 from ..runtimes.base import Options
 from .errors import UnknownModel, Unsupported
 
@@ -47,6 +48,8 @@ class Models:
         device: str | None,
         runtime: str | None = None,
         options: Options | None = None,
+        place: Mapping[str, str] | None = None,
+        offload: str = "auto",
         budget: int = 0,
         embeddings: Sequence[Path] = (),
         opened: Callable[[str, int, float, dict[str, Any], bool], None] = lambda *_: None,
@@ -54,6 +57,7 @@ class Models:
     ) -> None:
         self._paths, self._device, self._runtime = dict(paths), device, runtime
         self._options, self._budget, self._embeddings = options or Options(), budget, tuple(embeddings)
+        self._place, self._offload = dict(place or {}), offload
         self._untaught: dict[str, dict[str, str]] = {}
         self._opened, self._closed = opened, closed
         self._held: OrderedDict[str, Held] = OrderedDict()
@@ -118,7 +122,10 @@ class Models:
         size = weights_of(artifact)
         self._make_room(name, size, beside)
         start = time.perf_counter()
-        pipeline = load(artifact, self._device, options=self._options, runtime=self._runtime)
+        pipeline = load(
+            artifact, self._device, options=self._options, runtime=self._runtime,
+            place=fitting(self._place, artifact.components), offload=self._offload,
+        )  # fmt: skip
         try:
             self._teach(name, pipeline, family_of(artifact).components)
         except BaseException:

@@ -16,7 +16,11 @@ from platformdirs import user_state_path
 
 from ..core.errors import BadInput, UsageError
 from ..pipelines.embeddings import read_embedding
+from ..pipelines.load import open_artifact
+from ..pipelines.offload import Wish
+from ..pipelines.placing import parse_place, placed
 from ..runtimes.base import Options
+from ..runtimes.options import parse_options
 from .app import create_app
 from .catalogue import ModelInfo, catalogue
 from .core import JobCore
@@ -56,7 +60,11 @@ def models_for(folders: Sequence[Path], settings: Settings) -> dict[str, ModelIn
         raise BadInput(f"{settings.lora_folder} is no folder.", "Give the folder of the LoRAs with --lora-folder.")
     for file in settings.embedding:
         read_embedding(file)
-    return catalogue(folders, lora_folder=_whole(settings.lora_folder), hooks=Hooks(settings.hook).names)
+    Wish.of(settings.offload, None)
+    models = catalogue(folders, lora_folder=_whole(settings.lora_folder), hooks=Hooks(settings.hook).names)
+    components = dict.fromkeys(name for one in models.values() for name in open_artifact(one.path).components)
+    placed(parse_place(settings.place or ""), components)  # a name may be of one model alone
+    return models
 
 
 def _whole(path: Path | None) -> Path | None:
@@ -72,7 +80,9 @@ def worker_settings(
         paths,
         device=device,
         runtime=settings.runtime,
-        options=Options(threads=settings.threads),
+        options=parse_options(settings.runtime_option, Options(threads=settings.threads)),
+        place=parse_place(settings.place or ""),
+        offload=settings.offload,
         budget=settings.memory_budget,
         batch=settings.batch,
         pixels=settings.pixels,

@@ -26,6 +26,9 @@ class Settings(BaseSettings):
     device: list[str] = Field(default_factory=list, description="One worker process each; none: the best device.")
     runtime: str | None = None
     threads: int = Field(0, ge=0)
+    runtime_option: list[str] = Field(default_factory=list, description="Options of a runtime, as compile=regional.")
+    place: str | None = Field(None, description="Components on devices of their own, as vae=cpu.")
+    offload: str = Field("auto", description="auto, none, components or weights.")
     queue: int = Field(32, ge=1, description="Jobs that may wait, pictures and labels apart.")
     queue_seconds: float = Field(600, gt=0, description="Work that may wait, by the measured speed.")
     timeout: float = Field(600, gt=0, description="A job may take.")

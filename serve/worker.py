@@ -61,6 +61,7 @@ log = logging.getLogger("vitrify.serve")
 class WorkerSettings:
     """What a worker is started with. paths: model -> folder. budget: bytes of weights. batch: pictures at once.
 
+    place, offload: as `pipelines.load` takes them; a place that a model has no component for is not for it.
     pixels: of pictures that are decoded at once. lora_folder: of the LoRAs that clients may name. hooks: each with its
     options, see `hooks_of`. embeddings: files. nice: how far it steps back for the server, which must answer while it
     computes. json_logs: how it logs.
@@ -70,6 +71,8 @@ class WorkerSettings:
     device: str | None = None
     runtime: str | None = None
     options: Options = field(default_factory=Options)
+    place: Mapping[str, str] = field(default_factory=dict)
+    offload: str = "auto"
     budget: int = 0
     batch: int = 32
     pixels: int = 64_000_000
@@ -111,6 +114,8 @@ class Worker:
             device=settings.device,
             runtime=settings.runtime,
             options=settings.options,
+            place=settings.place,
+            offload=settings.offload,
             budget=settings.budget,
             embeddings=settings.embeddings,
             opened=lambda *given: pipe.send(Opened(*given)),

@@ -16,6 +16,7 @@ from ...core.artifact import Component
 from ...core.errors import BadInput
 from ...core.safetensors_header import read_tensor
 from ...runtimes.low_rank import LowRank, Override
+from ...runtimes.stored import stored_weights
 from ..random import FloatArray
 from .files import Lora
 from .keys import DENOISERS
@@ -86,6 +87,11 @@ def lora_overrides(components: Mapping[str, Component], uses: Sequence[LoraUse])
                 continue
             for change in changes:
                 parts.setdefault(component, {}).setdefault(change.weight.name, []).append((change, strength))
+    for name, part in components.items():
+        whole = part.details.get("step_cache", {}).get("of")
+        if whole in parts:  # it computes with some of the same weights
+            own = stored_weights(part)
+            parts[name] = {weight: changes for weight, changes in parts[whole].items() if weight in own}
     return {component: Changes(weights) for component, weights in parts.items()}
 
 

@@ -47,8 +47,8 @@ class _Branch:
     def __call__(self, layer: Any, given: tuple[torch.Tensor, ...], out: torch.Tensor) -> torch.Tensor:
         x = given[0].float()
         if self._conv:
-            return out + F.conv2d(F.conv2d(x, self._down, None, *self._settings), self._up)
-        return out + F.linear(F.linear(x, self._down), self._up)
+            return (out + F.conv2d(F.conv2d(x, self._down, None, *self._settings), self._up)).to(out.dtype)
+        return (out + F.linear(F.linear(x, self._down), self._up)).to(out.dtype)
 
 
 def _tensor(value: np.ndarray, device: torch.device) -> torch.Tensor:

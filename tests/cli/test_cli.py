@@ -25,19 +25,38 @@ from vitrify.runtimes import doctor as doctor_room
 def test_doctor_shows_the_machine_and_its_runtimes(vitrify: Callable[..., Any]) -> None:
     done = vitrify("doctor", "--json")
     assert done.code == 0, done.err
-    assert done.json["runtimes"]["onnx"]["usable"] is True
-    assert "cpu" in done.json["runtimes"]["onnx"]["devices"]
+    found = done.json
+    assert found["runtimes"]["onnx"]["usable"] is True
+    assert "cpu" in found["runtimes"]["onnx"]["devices"]
+    devices = {row["device"].partition(":")[0]: row for row in found["devices"]}
+    assert {"runtime": "onnx", "provider": "cpu"} in devices["cpu"]["runs"]
+    for row in devices.values():
+        assert row["runs"] or row["what"], "a device that nothing runs says why"
+    assert found["chosen"]["onnx"]["device"] in found["runtimes"]["onnx"]["devices"]
+    providers = {p["name"]: p for p in found["runtimes"]["onnx"]["details"]["providers"]}
+    assert (providers["cpu"]["usable"], providers["cpu"]["opened"]) == (True, ["cpu"])
+    assert all(p["usable"] or p["missing"] for p in providers.values())
     shown = vitrify("doctor")
     assert shown.code == 0
-    assert "onnx" in shown.out
+    for line in (r"^ cpu +\S.* onnx \(cpu\)", r"^ nv-tensorrt-rtx +cuda ", r"^without --device onnx uses \w+: the "):
+        assert re.search(line, shown.out, re.M), line
+
+
+def test_a_provider_that_no_one_installed_says_how_to_get_it(vitrify: Callable[..., Any]) -> None:
+    providers = {p["name"]: p for p in vitrify("doctor", "--json").json["runtimes"]["onnx"]["details"]["providers"]}
+    if providers["cuda"]["found"]:
+        pytest.skip("needs a wheel of ONNX Runtime without CUDA")
+    assert providers["cuda"]["missing"] == "not installed"
+    assert "pip install onnxruntime-gpu" in providers["cuda"]["fix"]
 
 
 @pytest.mark.parametrize(
     ("row", "line"),
     [
-        ({"usable": False}, "abacus   not usable: It does not say why.\n"),
-        ({"usable": False, "what": "No beads.", "fix": "Buy some."}, "abacus   not usable: No beads. Buy some.\n"),
-        ({"usable": True, "version": "1", "devices": ["cpu"]}, "abacus   1 on cpu\n"),
+        ({"usable": False}, r"abacus +not usable +It does not say why\.\s"),
+        ({"usable": False, "what": "No beads.", "fix": "Buy some."}, r"abacus +not usable +No beads\. Buy some\.\s"),
+        ({"usable": False, "what": "No beads.", "buys": "sums"}, r"abacus +not usable +No beads\. \(sums\)\s"),
+        ({"usable": True, "version": "1", "devices": ["cpu"]}, r"abacus 1 +cpu\s"),
     ],
 )
 def test_doctor_prints_what_a_row_has(
@@ -48,7 +67,7 @@ def test_doctor_prints_what_a_row_has(
     monkeypatch.setattr(doctor_room, "examine", lambda: found)
     with pytest.raises(typer.Exit) if not row["usable"] else nullcontext():
         doctor()
-    assert line in capsys.readouterr().out
+    assert re.search(line, capsys.readouterr().out)
 
 
 def test_inspect_says_which_files_have_no_hash(

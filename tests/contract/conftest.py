@@ -6,7 +6,7 @@ import re
 import shutil
 import sys
 from collections.abc import Callable, Iterator, Mapping
-from dataclasses import dataclass, replace
+from dataclasses import dataclass, field, replace
 from pathlib import Path
 from typing import Any
 
@@ -16,22 +16,49 @@ import pytest
 DOC = Path(__file__).resolve().parents[2] / "docs/adding-a-runtime.md"
 
 
-@dataclass(frozen=True)
+@dataclass(frozen=True, eq=False)
 class Row:
-    """A runtime by its name in the registry, and the format of the components that it opens."""
+    """A runtime by its name in the registry, the format of the components that it opens, and how it opens them."""
 
     runtime: str
     format: str
     library: str
+    options: dict[str, Any] = field(default_factory=dict)
+
+    def __str__(self) -> str:
+        return " ".join([self.runtime, self.format, *(f"{name}={value}" for name, value in self.options.items())])
 
 
 ROWS = (
     Row("onnx", "onnx", "onnxruntime"),
+    Row("onnx", "onnx", "onnxruntime", {"provider": "openvino"}),
     Row("openvino", "onnx", "openvino"),
     Row("openvino", "openvino", "openvino"),
     Row("torch", "torch", "torch"),
+    Row("torch", "torch", "torch", {"compile": "regional"}),
+    Row("aotinductor", "aotinductor", "torch"),
+    Row("ipex", "torch", "intel_extension_for_pytorch"),
     Row("onnx-reference", "onnx", "onnx"),  # the example in docs/adding-a-runtime.md
 )
+
+
+def skip_without(provider: str) -> None:
+    """Skip where ONNX Runtime has no such provider for the CPU."""
+    from vitrify.core.device import Device
+    from vitrify.runtimes.ort_probe import lists
+
+    if provider not in [row.name for row in lists(Device("cpu"))]:
+        pytest.skip(f"needs ONNX Runtime's provider {provider}: make test-providers")
+
+
+def skip_where_refused(case: Case) -> None:
+    """Skip where a provider does not take all of the graph, which is an error by design."""
+    from vitrify.core.errors import DeviceError
+
+    try:
+        case.open().close()
+    except DeviceError as exc:
+        pytest.skip(exc.what)
 
 
 def openvino_ir(component: Any) -> Any:
@@ -45,6 +72,14 @@ def openvino_ir(component: Any) -> Any:
     data = (root / graph).with_suffix(".bin")
     weights = (WeightFile(data.relative_to(root).as_posix(), data.stat().st_size),)
     return replace(component, format="openvino", graph=graph, root=root, weights=weights)
+
+
+def package(component: Any, source: Path) -> Any:
+    """The same module and weights as a package of AOTInductor, in a folder beside the artifact's."""
+    from vitrify.export.aotinductor import write_package
+
+    shutil.copy(source / "config.json", component.graph_path.parent)
+    return write_package(component, component.root.with_name("package"))
 
 
 # (model's id, check) -> the model, so that its id stays its own, and its outputs
@@ -69,6 +104,8 @@ class Case:
         components = self.model.components
         if self.row.format == "openvino" and "openvino" not in components:
             components["openvino"] = openvino_ir(components["onnx"])
+        if self.row.format == "aotinductor" and "aotinductor" not in components:
+            components["aotinductor"] = package(components["onnx"], self.model.source)
         return components[self.row.format]
 
     def open(
@@ -77,7 +114,9 @@ class Case:
         from vitrify.core.device import Device
         from vitrify.runtimes.base import Options
 
-        return self.runtime.open(component or self.component, Device.parse(device), Options(**options), overrides)
+        return self.runtime.open(
+            component or self.component, Device.parse(device), Options(**self.row.options | options), overrides
+        )
 
     def inputs(self, check: int = 0) -> dict[str, np.ndarray]:
         """Inputs at one of the two sets of sizes that the model's spec names."""
@@ -139,12 +178,14 @@ def example(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Path]:
     sys.modules.pop(point[3], None)
 
 
-@pytest.fixture(scope="module", params=ROWS, ids=lambda row: f"{row.runtime} {row.format}")
+@pytest.fixture(scope="module", params=ROWS, ids=str)
 def row(request: pytest.FixtureRequest) -> Row:
     found: Row = request.param
     pytest.importorskip(found.library, reason=f"the {found.runtime} runtime needs it")
     if found.runtime == "onnx-reference":
         request.getfixturevalue("example")
+    if "provider" in found.options:
+        skip_without(found.options["provider"])
     return found
 
 
@@ -157,7 +198,10 @@ def case(row: Row, vit_model: Any) -> Case:
 @pytest.fixture(scope="module")
 def unet_case(row: Row, unet_model: Any) -> Case:
     """A UNet: three inputs, one of them without dims, and four symbols."""
-    return Case(row, unet_model)
+    case = Case(row, unet_model)
+    if "provider" in row.options:
+        skip_where_refused(case)
+    return case
 
 
 @pytest.fixture(scope="module")

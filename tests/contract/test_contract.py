@@ -20,7 +20,10 @@ def test_probe_says_version_and_devices(row: Any, case: Any) -> None:
     probe = case.runtime.probe()
     assert row.runtime in runtime_names()
     assert probe.runtime == case.runtime.name == row.runtime
-    assert probe.version == importlib.metadata.version(row.library)
+    # PyTorch names its build behind a plus, which the metadata of PyPI's wheels does not
+    # PyPI has several wheels of one module, such as onnxruntime-gpu
+    wheels = importlib.metadata.packages_distributions()[row.library]
+    assert probe.version.partition("+")[0] in [importlib.metadata.version(w).partition("+")[0] for w in wheels]
     assert "cpu" in probe.devices
     assert (probe.problem, probe.fix) == ("", "")
 
@@ -130,7 +133,7 @@ def changed_weights(case: Any) -> dict[str, np.ndarray]:
     import torch
 
     state, rng = case.model.module.state_dict(), np.random.default_rng(1)
-    names = [next(n for n in state if n.endswith("q_proj.weight")), "classifier.bias"]
+    names = [next(n for n in state if n.endswith(("q_proj.weight", "query.weight"))), "classifier.bias"]
     changed = {n: state[n].numpy() + rng.standard_normal(state[n].shape).astype(np.float32) for n in names}
     return {n: torch.from_numpy(v).bfloat16().half().bfloat16().float().numpy() for n, v in changed.items()}
 
@@ -182,7 +185,8 @@ def test_a_damaged_component_is_refused(case: Any, tmp_path: Path, part: str, da
         path.write_bytes(data[: len(data) // 2] if damage == "half" else b"")
     with pytest.raises(BadArtifact) as caught:
         case.open(component)
-    assert caught.value.__cause__ is not None
+    # native code is never handed to a library before its hash was seen to be right
+    assert caught.value.__cause__ is not None or "sha256" in caught.value.what
     assert caught.value.fix
 
 

@@ -22,7 +22,8 @@ from vitrify.core.device import Device  # noqa: E402
 from vitrify.core.errors import BadArtifact, BadInput, DeviceError, RuntimeFailure, VitrifyError  # noqa: E402
 from vitrify.core.tensors import DType, TensorSpec  # noqa: E402
 from vitrify.runtimes.base import Options  # noqa: E402
-from vitrify.runtimes.ort import RUNTIME, _translated  # noqa: E402
+from vitrify.runtimes.ort import RUNTIME  # noqa: E402
+from vitrify.runtimes.ort_errors import translated  # noqa: E402
 
 STATE = ort.capi.onnxruntime_pybind11_state
 EXCEPTIONS = [v for v in vars(STATE).values() if isinstance(v, type) and issubclass(v, BaseException)]
@@ -50,7 +51,7 @@ def test_every_exception_of_the_library_is_translated(exception: type[BaseExcept
     component = Component("unet", "onnx", "unet/model.onnx", {}, {})
     with (
         pytest.raises(VitrifyError) as caught,
-        _translated(component, Device(device) if device else None),
+        translated(component, Device(device) if device else None),
     ):
         raise exception("the library's words")
     assert isinstance(caught.value.__cause__, exception)

@@ -1,14 +1,15 @@
 """What is TensorRT's own: GPUs that are not there, plans for other GPUs, and names that the library must have.
 
-Both libraries share their code; it is held against TensorRT-RTX, the one that installs anywhere.
+Both libraries share their code; it is held against TensorRT-RTX, the one that installs anywhere. Their names are held
+against both in test_trt_names.py.
 """
 
 from __future__ import annotations
 
-import ast
 import platform
 import re
 from collections.abc import Callable, Iterator
+from concurrent.futures import ThreadPoolExecutor
 from dataclasses import replace
 from pathlib import Path
 from typing import Any
@@ -19,16 +20,22 @@ import pytest
 trt = pytest.importorskip("tensorrt_rtx", reason="needs vitrify[tensorrt-rtx]")
 
 from vitrify.core.artifact import Component  # noqa: E402
+from vitrify.core.cache import Cache  # noqa: E402
 from vitrify.core.device import Device  # noqa: E402
 from vitrify.core.errors import BadArtifact, BadInput, DeviceError, RuntimeFailure, UsageError  # noqa: E402
 from vitrify.core.registry import RUNTIMES, load_runtime, runtime_for  # noqa: E402
 from vitrify.core.tensors import DType, TensorSpec  # noqa: E402
 from vitrify.export.plan import build_plan  # noqa: E402
-from vitrify.runtimes import cuda  # noqa: E402
-from vitrify.runtimes.base import Options  # noqa: E402
+from vitrify.export.plan_options import PlanOptions  # noqa: E402
+from vitrify.runtimes import cuda, cuda_memory  # noqa: E402
+from vitrify.runtimes.base import DeviceSession, Options  # noqa: E402
 from vitrify.runtimes.cuda import CALLS, Gpu, find_gpus  # noqa: E402
-from vitrify.runtimes.trt import DTYPES, check_range, fits, message_log, needs, plain  # noqa: E402
+from vitrify.runtimes.options import check_options  # noqa: E402
+from vitrify.runtimes.plan_weights import plan_weights  # noqa: E402
+from vitrify.runtimes.trt import fits, needs  # noqa: E402
+from vitrify.runtimes.trt_engine import DTYPES, load_engine, message_log, plain, read_header  # noqa: E402
 from vitrify.runtimes.trt_rtx import RUNTIME  # noqa: E402
+from vitrify.runtimes.trt_session import check_range  # noqa: E402
 
 ROOT = Path(cuda.__file__).resolve().parents[1]
 REBUILD = r"vitrify compile ARTIFACT --to tensorrt-rtx -o DIR"
@@ -49,6 +56,11 @@ needs_gpu = [pytest.mark.gpu, pytest.mark.skipif(not GPUS, reason="needs an NVID
 @pytest.fixture(scope="module")
 def plan(vit_model: Any, tmp_path_factory: pytest.TempPathFactory) -> Component:
     return build_plan(vit_model.components["onnx"], tmp_path_factory.mktemp("plan"))
+
+
+@pytest.fixture(scope="module")
+def apart(vit_model: Any, tmp_path_factory: pytest.TempPathFactory) -> Component:
+    return build_plan(vit_model.components["onnx"], tmp_path_factory.mktemp("apart"), options=PlanOptions(apart=True))
 
 
 @pytest.fixture(scope="module")
@@ -86,7 +98,7 @@ def test_a_plan_reaches_the_library_that_has_no_gpu(plan: Component) -> None:
     """The last step that can be taken here: the library reads the plan's bytes and asks for a GPU."""
     log = message_log(trt)
     with pytest.raises(DeviceError, match=r"does not open model on a GPU \(compute capability 8\.6\).*Cuda") as caught:
-        RUNTIME._context(plan, Gpu(0, "a GPU", (8, 6)), log)
+        load_engine(trt, "TensorRT-RTX", plan, Gpu(0, "a GPU", (8, 6)), log, "")
     assert "_src/" not in caught.value.what
     assert log.errors
 
@@ -98,7 +110,7 @@ def test_a_plan_that_cannot_be_read_is_refused(plan: Component, tmp_path: Path, 
         component.graph_path.parent.mkdir()
         component.graph_path.touch()
     with pytest.raises(BadArtifact, match=r"model/model\.plan cannot be read") as caught:
-        RUNTIME._context(component, Gpu(0, "a GPU", (8, 6)), message_log(trt))
+        load_engine(trt, "TensorRT-RTX", component, Gpu(0, "a GPU", (8, 6)), message_log(trt), "")
     assert caught.value.__cause__ is not None
 
 
@@ -122,8 +134,42 @@ def test_a_plan_for_another_version_or_system_is_refused(plan: Component, requir
 
 
 def test_a_plans_weights_cannot_be_changed(plan: Component) -> None:
-    with pytest.raises(UsageError, match=r"weights cannot be changed.*Run the artifact that it was compiled from"):
+    said = r"weights cannot be changed.*Run the artifact that it was compiled from.*--refit \(on a GPU\) or --apart"
+    with pytest.raises(UsageError, match=said):
         RUNTIME.open(plan, Device("cuda"), Options(), {"classifier.bias": np.zeros(5, np.float32)})
+
+
+@without_gpu
+def test_changes_of_a_plan_apart_wait_for_a_gpu(apart: Component) -> None:
+    with pytest.raises(DeviceError, match=r"needs an NVIDIA GPU.*--to tensorrt-rtx --apart -o DIR"):
+        RUNTIME.open(apart, Device("cuda"), Options(), {"classifier.bias": np.zeros(5, np.float32)})
+
+
+def test_weights_are_streamed_only_in_a_plan_that_was_built_for_it(plan: Component) -> None:
+    with pytest.raises(UsageError, match=r"built without --weight-streaming.*--to tensorrt-rtx --weight-streaming"):
+        RUNTIME.open(plan, Device("cuda"), Options(resident_weights=0))
+
+
+def test_a_plan_computes_in_its_own_precision(plan: Component) -> None:
+    with pytest.raises(UsageError, match=r"a plan that computes in float32, not in bfloat16"):
+        RUNTIME.open(plan, Device("cuda"), Options(precision="bfloat16"))
+
+
+def test_the_options_that_it_acts_on_are_named() -> None:
+    check_options([RUNTIME], Options(cuda_graphs=True, resident_weights=1))
+    with pytest.raises(UsageError, match=r"no option compile.*cuda_graphs, resident_weights"):
+        check_options([RUNTIME], Options(compile="whole"))
+
+
+def test_a_damaged_header_is_told_without_a_gpu(plan: Component, tmp_path: Path) -> None:
+    data = plan.graph_path.read_bytes()
+    path = tmp_path / "model.plan"
+    path.write_bytes(data)
+    assert read_header(trt, path) == plan.details["engine"]["header"]
+    for damaged in (b"x" * len(data), data[:20]):
+        path.write_bytes(damaged)
+        with pytest.raises(BadArtifact, match=r"model\.plan is damaged"):
+            read_header(trt, path)
 
 
 @pytest.mark.parametrize(
@@ -175,53 +221,6 @@ def test_a_message_is_one_line_without_the_librarys_own_places() -> None:
     assert len(plain("x" * 1000)) == 300
 
 
-# names -------------------------------------------------------------------------------------------------------------
-
-# variables of runtimes/trt.py and export/plan.py, and the class of the library that each is
-OBJECTS = {
-    "trt": trt,
-    "runtime": trt.Runtime,
-    "engine": trt.ICudaEngine,
-    "context": trt.IExecutionContext,
-    "builder": trt.Builder,
-    "network": trt.INetworkDefinition,
-    "parser": trt.OnnxParser,
-    "error": trt.ParserError,
-    "config": trt.IBuilderConfig,
-    "profile": trt.IOptimizationProfile,
-    "tensor": trt.ITensor,
-}
-OURS = {
-    *("library", "title", "version"),  # of TrtRuntime, which is called runtime in plan.py
-    *("nbytes",),  # of numpy's arrays
-}
-
-
-def used(path: Path) -> Iterator[tuple[str, tuple[str, ...]]]:
-    """(variable, names behind it) of each attribute that is read or called on one of `OBJECTS`."""
-    for node in ast.walk(ast.parse(path.read_text("utf-8"))):
-        names: list[str] = []
-        while isinstance(node, ast.Attribute):
-            names.insert(0, node.attr)
-            node = node.value
-        if isinstance(node, ast.Name) and names:
-            if node.id == "self" and names[0].lstrip("_") in OBJECTS:
-                yield names[0].lstrip("_"), tuple(names[1:])
-            elif node.id in OBJECTS:
-                yield node.id, tuple(names)
-
-
-@pytest.mark.parametrize("file", ["runtimes/trt.py", "export/plan.py"])
-def test_every_name_of_the_library_exists(file: str) -> None:
-    seen = {(owner, names) for owner, names in used(ROOT / file) if names and names[0] not in OURS}
-    assert len(seen) > 12
-    for owner, names in seen:
-        found: Any = OBJECTS[owner]
-        for name in names if owner == "trt" else names[:1]:
-            assert hasattr(found, name), f"{owner}.{'.'.join(names)}"
-            found = getattr(found, name)
-
-
 def test_every_dtype_of_the_library_is_known_or_never_a_tensor() -> None:
     assert set(trt.DataType.__members__) - set(DTYPES) <= {"FP8", "INT4", "FP4", "E8M0"}
     assert set(DTYPES) <= set(trt.DataType.__members__)
@@ -229,7 +228,7 @@ def test_every_dtype_of_the_library_is_known_or_never_a_tensor() -> None:
 
 def test_every_call_of_the_driver_is_declared_and_used() -> None:
     text = Path(cuda.__file__).read_text("utf-8")
-    body = text[text.index("class Gpu") :]
+    body = text[text.index("class Gpu") :] + Path(cuda_memory.__file__).read_text("utf-8")
     assert set(re.findall(r'"(cu[A-Z]\w+)"', body)) == set(CALLS)
 
 
@@ -304,6 +303,90 @@ class TestOnAGpu:
     def test_a_gpu_that_is_not_there_is_refused(self, plan: Component) -> None:
         with pytest.raises(DeviceError, match=r"no cuda:63 here; TensorRT-RTX has cuda:0"):
             RUNTIME.open(plan, Device("cuda", 63), Options())
+
+    def test_tensors_stay_on_the_gpu_between_calls(self, session: Any, plan: Component, inputs: Any) -> None:
+        given = inputs(plan)
+        assert isinstance(session, DeviceSession)
+        placed = {name: session.to_device(array) for name, array in given.items()}
+        assert {t.owner for t in placed.values()} == {"tensorrt-rtx cuda:0"}
+        for name, array in given.items():
+            np.testing.assert_array_equal(session.to_host(placed[name]), array)
+        expected = session.run(given)["logits"]
+        out = session.run_on_device(placed)["logits"]
+        session.run(inputs(plan, 1))  # which changes nothing of what was handed out
+        np.testing.assert_array_equal(session.to_host(out), expected)
+        np.testing.assert_array_equal(session.run(placed)["logits"], expected)
+
+    def test_a_tensor_of_another_session_is_read_and_outlives_it(self, plan: Component, inputs: Any) -> None:
+        first, second = (RUNTIME.open(plan, Device("cuda"), Options()) for _ in range(2))
+        placed = {name: first.to_device(array) for name, array in inputs(plan).items()}
+        expected = first.run(placed)["logits"]
+        first.close()
+        np.testing.assert_array_equal(second.run(placed)["logits"], expected)
+        foreign = replace(next(iter(placed.values())), owner="onnx cuda:0")
+        with pytest.raises(BadInput, match=r"lies on onnx cuda:0, expected on tensorrt-rtx cuda:0"):
+            second.run({"pixel_values": foreign})
+        second.close()
+
+    def test_recorded_work_gives_the_same_at_each_size(self, unet_plan: Component, inputs: Any) -> None:
+        plain, recorded = (RUNTIME.open(unet_plan, Device("cuda"), Options(cuda_graphs=on)) for on in (False, True))
+        for check in (0, 0, 0, 1, 1, 1, 0, 1):
+            given = inputs(unet_plan, check)
+            (expected,), (got,) = plain.run(given).values(), recorded.run(given).values()
+            np.testing.assert_allclose(got, expected, rtol=0, atol=1e-6)
+            placed = {name: recorded.to_device(array) for name, array in given.items()}
+            (kept,) = recorded.run_on_device(placed).values()
+            np.testing.assert_allclose(recorded.to_host(kept), expected, rtol=0, atol=1e-6)
+        for one in (plain, recorded):
+            one.close()
+
+    def test_sessions_compute_in_one_block_in_turn(
+        self, plan: Component, unet_plan: Component, vit_model: Any, unet_model: Any, inputs: Any, same: Any
+    ) -> None:
+        small, large = (RUNTIME.open(p, Device("cuda"), Options()) for p in (plan, unet_plan))
+        assert small._opened.activations is large._opened.activations
+        with ThreadPoolExecutor(2) as pool:
+            for check in (0, 1, 0):
+                runs = [pool.submit(s.run, inputs(p, check)) for s, p in ((small, plan), (large, unet_plan))]
+                for run, model, component in zip(runs, (vit_model, unet_model), (plan, unet_plan), strict=True):
+                    same(run.result(), model.reference(inputs(component, check)))
+        small.close()
+        large.close()
+
+    @pytest.mark.parametrize("resident", [0, 10_000, 1 << 40])
+    def test_weights_are_streamed(self, vit_model: Any, tmp_path: Path, inputs: Any, same: Any, resident: int) -> None:
+        built = build_plan(vit_model.components["onnx"], tmp_path, options=PlanOptions(weight_streaming=True))
+        session = RUNTIME.open(built, Device("cuda"), Options(resident_weights=resident))
+        same(session.run(inputs(built)), vit_model.reference(inputs(built)))
+        session.close()
+
+    @pytest.mark.parametrize("how", ["refit", "strip", "apart"])
+    def test_weights_change_and_nothing_of_it_is_left(
+        self, vit_model: Any, tmp_path: Path, inputs: Any, same: Any, how: str
+    ) -> None:
+        """Each opening starts from the base weights."""
+        built = build_plan(vit_model.components["onnx"], tmp_path, options=PlanOptions(**{how: True}))
+        given, table = inputs(built), plan_weights(built)
+        rng = np.random.default_rng(1)
+        names = [name for name, weight in table.items() if len(weight.shape) == 2]
+        for changed in ({}, {n: rng.normal(0, 0.2, table[n].shape).astype(np.float32) for n in names[:3]}, {}):
+            session = RUNTIME.open(built, Device("cuda"), Options(), changed)
+            same(session.run(given), vit_model.reference(given, changed))
+            session.close()
+        with pytest.raises(BadInput, match=r"no such weight"):
+            RUNTIME.open(built, Device("cuda"), Options(), {"nothing.weight": np.zeros((2, 2), np.float32)})
+
+    def test_kernels_are_kept_in_the_cache(
+        self, plan: Component, inputs: Any, same: Any, vit_model: Any, tmp_path: Path, monkeypatch: Any
+    ) -> None:
+        monkeypatch.setenv("VITRIFY_CACHE", str(tmp_path))
+        for _ in range(2):
+            session = RUNTIME.open(plan, Device("cuda"), Options(cache=True))
+            same(session.run(inputs(plan)), vit_model.reference(inputs(plan)))
+            session.close()
+            (entry,) = Cache().entries()
+            assert entry.kind == "tensorrt-rtx-kernels"
+            assert entry.bytes > 0
 
     def test_a_damaged_plan_is_refused(self, plan: Component, tmp_path: Path) -> None:
         component = replace(plan, root=tmp_path)

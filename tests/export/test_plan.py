@@ -192,7 +192,7 @@ def test_a_manifest_that_is_wrong_is_told(
     ("options", "said"),
     [
         ({"flavour": "tensorrt-lite"}, r"no 'tensorrt-lite'.*tensorrt-rtx or tensorrt"),
-        ({"precision": "float8"}, r"float32 or float16, not float8"),
+        ({"precision": "float8"}, r"float32, float16 or bfloat16, not float8"),
         ({"compute_capability": "9.9"}, r"9\.9 is no compute capability.*7\.5, 8\.0, 8\.6"),
         ({"compute_capability": "8.6,"}, r"8\.6, is no compute capability"),
         ({"compute_capability": "86"}, r"86 is no compute capability"),
@@ -212,8 +212,12 @@ def test_turing_wants_float16(vit_model: Any, tmp_path: Path) -> None:
 
 
 def test_ctrl_c_ends_a_build_and_leaves_nothing(unet_model: Any, tmp_path: Path) -> None:
+    timers: list[threading.Timer] = []
+
     def interrupt(event: Event) -> None:
-        threading.Timer(0.05, os.kill, (os.getpid(), signal.SIGINT)).start()
+        if not timers:
+            timers.append(threading.Timer(0.05, os.kill, (os.getpid(), signal.SIGINT)))
+            timers[0].start()
 
     with pytest.raises(KeyboardInterrupt):
         build_plan(unet_model.components["onnx"], tmp_path, report=interrupt)

@@ -16,8 +16,8 @@ from PIL import Image
 import vitrify
 from vitrify.core.device import Device
 from vitrify.core.errors import BadArtifact, DeviceError, RuntimeFailure, UsageError, VitrifyError
-from vitrify.pipelines.opening import _devices
-from vitrify.runtimes.base import Probe
+from vitrify.runtimes.base import Options, Probe
+from vitrify.runtimes.preference import preferred
 
 PICTURE = Image.fromarray(np.random.default_rng(0).integers(0, 256, (40, 50, 3), dtype=np.uint8))
 
@@ -28,7 +28,8 @@ from dataclasses import replace
 from vitrify.core.device import Device
 from vitrify.core.errors import DeviceError, RuntimeFailure
 from vitrify.core.registry import load_runtime
-from vitrify.runtimes.base import Probe
+from vitrify.runtimes.base import Options, Probe
+from vitrify.runtimes.preference import preferred
 
 class Crowded:
     name = "crowded"
@@ -128,9 +129,46 @@ def test_no_device_is_an_error_of_the_device_and_says_why(
     ],
 )
 def test_devices_of_two_runtimes_are_compared_by_kind(listed: list[tuple[str, ...]], expected: list[str]) -> None:
-    assert _devices([Probe(str(n), "1", devices) for n, devices in enumerate(listed)]) == [
+    assert preferred([Probe(str(n), "1", devices) for n, devices in enumerate(listed)]) == [
         Device.parse(name) for name in expected
     ]
+
+
+def test_components_run_where_they_are_placed(diffusion_artifact: Path, crowded: Callable[..., None]) -> None:
+    crowded({"cpu": "", "cuda:0": "", "npu": ""})
+    said: list[str] = []
+    plain: Any = vitrify.load(diffusion_artifact, "cpu", runtime="crowded")
+    spread: Any = vitrify.load(
+        diffusion_artifact, runtime="crowded", place={"vae": "cpu", "text_encoder": "npu"}, say=said.append
+    )
+    ran = spread.generate("a red apple", steps=2, seed=1)
+    where = {name: one["device"] for name, one in ran.placement.items()}
+    assert where == {"text_encoder": "npu", "unet": "cuda:0", "vae_decoder": "cpu"}
+    assert "cuda:0 with crowded 1.0" in said[-1]
+    assert "text_encoder on npu, as it was placed" in said[-1]
+    np.testing.assert_array_equal(
+        np.asarray(ran.images[0]), np.asarray(plain.generate("a red apple", steps=2, seed=1).images[0])
+    )
+    plain.close()
+    spread.close()
+
+
+def test_a_place_that_is_not_there_is_an_error(
+    diffusion_artifact: Path, vitrify: Callable[..., Any], tmp_path: Path
+) -> None:
+    asked = ["generate", diffusion_artifact, "an owl", "-o", tmp_path / "a.png", "--steps", 1, "--json"]
+    done = vitrify(*asked, "--place", "vae=cuda:0")
+    assert (done.code, done.error["code"]) == (5, "device")
+    assert "cuda:0" in done.error["what"]
+    assert vitrify(*asked, "--place", "transformer=cpu").code == 2
+    done = vitrify(*asked, "--place", "vae=cpu,unet=cpu")
+    assert done.code == 0, done.err
+    assert {one["device"] for one in done.json["placement"].values()} == {"cpu"}
+
+
+def test_an_option_that_no_runtime_takes_is_refused(emotions_artifact: Path) -> None:
+    with pytest.raises(UsageError, match="onnx has no option compile"):
+        vitrify.load(emotions_artifact, "cpu", options=Options(compile="whole"))
 
 
 def test_a_runtime_that_is_named_runs(emotions_artifact: Path) -> None:

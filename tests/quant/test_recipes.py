@@ -18,6 +18,7 @@ OPTIONED = {
     "int4-weights:keep=mid_block.*": {"keep": ("mid_block.*",)},
     "int4-weights:keep=false_start+true_end": {"keep": ("false_start", "true_end")},
     "nf4-weights:group=128": {"group": 128},
+    "fp8:keep=fc1": {"keep": ("fc1",)},
     "int8-dynamic:keep=fc1": {"keep": ("fc1",)},
     "int8-static:keep=a+b,samples=8,smooth=0.5": {"keep": ("a", "b"), "samples": 8, "smooth": 0.5},
     "int8-hybrid:group=32,samples=12": {"group": 32, "samples": 12},

@@ -38,8 +38,17 @@ def test_check_refuses_what_the_matrix_refuses_and_nothing_else() -> None:
     ("id", "target", "components", "what", "fix"),
     [
         ("fp32", "onnx", PIPELINE, "what it is made from", "--to or --quant"),
-        ("fp32", "coreml", PIPELINE, "no target 'coreml'", "onnx, openvino, torch, tensorrt-rtx, tensorrt"),
+        (
+            "fp32",
+            "coreml",
+            PIPELINE,
+            "no target 'coreml'",
+            "onnx, openvino, torch, aotinductor, tensorrt-rtx, tensorrt",
+        ),
         ("nf4-weights", "onnx", PIPELINE, "no nf4 type", "int4-weights"),
+        ("fp8", "onnx", PIPELINE, "computes with no float8", "int8-weights"),
+        ("fp8", "openvino", PIPELINE, "no float8 on a CPU", "int8-weights"),
+        ("fp8", "torch", PIPELINE, "over int8 weights", "int8-weights"),
         ("int8-dynamic", "openvino", PIPELINE, "its own way", "int8-static"),
         ("int4-weights:symmetric=no", "tensorrt-rtx", PIPELINE, "no zero points", "symmetric=no"),
         ("int8-hybrid:symmetric=no", "tensorrt", PIPELINE, "no zero points", "symmetric=no"),

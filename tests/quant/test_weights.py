@@ -9,11 +9,15 @@ import pytest
 
 from vitrify.core.errors import BadInput
 from vitrify.quant.weights import (
+    E4M3,
     NF4_LEVELS,
     Quantized,
     fitting_group,
+    float8_bits,
+    float8_values,
     nf4_values,
     packed,
+    quantize_float8,
     quantize_integers,
     quantize_nf4,
 )
@@ -227,3 +231,31 @@ def test_dequantized_is_what_onnx_defines(bits: int, group: int, symmetric: bool
 )
 def test_a_group_that_does_not_divide_is_halved(inputs: int, group: int, fits: int) -> None:
     assert fitting_group(inputs, group) == fits
+
+
+def test_float8_is_rounded_as_ml_dtypes_rounds_it() -> None:
+    """To the nearest, and of two that are as near to the even one."""
+    ml_dtypes = pytest.importorskip("ml_dtypes", reason="comes with vitrify[export]")
+    middles = (E4M3[1:] + E4M3[:-1]) / 2
+    some = np.clip(RNG.standard_normal(20_000) * 100, -448, 448)
+    given = np.concatenate([E4M3, -E4M3, middles, -middles, [0.0, -0.0, 1e-9, -1e-9], some]).astype(np.float32)
+    theirs = given.astype(ml_dtypes.float8_e4m3fn)
+    assert len(E4M3) == 127
+    np.testing.assert_array_equal(float8_bits(given), theirs.view(np.int8))
+    assert (float8_bits(np.array([1e9, -1e9], np.float32)).view(np.uint8) == [0x7E, 0xFE]).all(), "448, no NaN"
+
+
+@pytest.mark.parametrize("kind", SHAPES)
+def test_float8_loses_a_sixteenth_of_a_number_at_most(kind: str) -> None:
+    given = weight(kind)
+    done = quantize_float8(given)
+    assert (done.values.shape, done.scales.shape, done.group, done.zeros) == (given.shape, given.shape[:1], 0, None)
+    made = float8_values(done)
+    least = steps(done) * E4M3[1]  # what is smaller has fewer digits
+    assert (np.abs(made - given) <= np.maximum(np.abs(given) / 16, least / 2) * 1.000001).all()
+    largest = np.abs(given).reshape(len(given), -1).max(axis=1)
+    np.testing.assert_allclose(np.abs(made).reshape(len(given), -1).max(axis=1), largest, rtol=1e-6)
+    assert (float8_values(quantize_float8(np.zeros_like(given))) == 0).all()
+    given.flat[3] = np.nan
+    with pytest.raises(BadInput, match="NaN or infinity"):
+        quantize_float8(given)
