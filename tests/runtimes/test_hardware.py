@@ -13,13 +13,12 @@ from vitrify.runtimes.base import Probe
 from vitrify.runtimes.cuda import Gpu
 from vitrify.runtimes.doctor import chosen
 
+OPENED = {"cuda": "cuda", "cpu": "cpu", "openvino": "cpu"}  # provider -> the kind of device that it opened
 ONNX = {
     "usable": True,
     "devices": ["cuda", "cpu"],
-    "details": {
-        "providers": [{"name": "cuda", "opened": ["cuda"]}, {"name": "cpu", "opened": ["cpu"]}, {"name": "openvino", "opened": ["cpu"]}]
-    },
-}  # fmt: skip
+    "details": {"providers": [{"name": name, "opened": [kind]} for name, kind in OPENED.items()]},
+}
 TORCH = {"usable": True, "devices": ["cuda:1", "cpu"], "details": {}}
 BROKEN = {"usable": False, "what": "No beads."}
 
