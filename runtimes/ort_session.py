@@ -114,5 +114,6 @@ def _values(tensors: Mapping[str, Array | DeviceTensor]) -> dict[str, Any]:
 
 
 def _array(value: ort.OrtValue) -> Array:
+    """The value's numbers in memory of their own: on the CPU, the library's array is the value's memory itself."""
     array: Array = value.numpy()
-    return array if array.flags.writeable else array.copy()
+    return array if array.flags.owndata else array.copy()

@@ -178,7 +178,13 @@ def example(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Path]:
     sys.modules.pop(point[3], None)
 
 
-@pytest.fixture(scope="module", params=ROWS, ids=str)
+def _param(row: Row) -> Any:
+    """Those that compile for minutes run with make test-slow."""
+    compiles = "compile" in row.options or row.runtime == "aotinductor"
+    return pytest.param(row, marks=pytest.mark.slow) if compiles else row
+
+
+@pytest.fixture(scope="module", params=[_param(row) for row in ROWS], ids=str)
 def row(request: pytest.FixtureRequest) -> Row:
     found: Row = request.param
     pytest.importorskip(found.library, reason=f"the {found.runtime} runtime needs it")

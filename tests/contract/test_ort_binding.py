@@ -1,4 +1,4 @@
-"""Tensors that stay where an ONNX Runtime session computes, here on the CPU, and work that is bound once and replayed."""
+"""Tensors that stay where an ONNX Runtime session computes, here the CPU; and work that is bound once, and replayed."""
 
 from __future__ import annotations
 
@@ -112,8 +112,11 @@ def test_results_stay_as_they_are(session: OrtSession, recorded: OrtSession) -> 
             first = only(one.run_on_device(inputs()))
             kept = one.to_host(first)
             only(one.run_on_device(inputs(seed=1)))
-            only(one.run(inputs(seed=2)))
+            array = only(one.run(inputs(seed=2)))
+            copied = array.copy()
+            one.run(inputs(seed=3))
             np.testing.assert_array_equal(one.to_host(first), kept)
+            np.testing.assert_array_equal(array, copied)
 
 
 def test_a_tensor_of_another_device_is_refused(session: OrtSession) -> None:
@@ -126,7 +129,7 @@ def test_a_tensor_of_another_device_is_refused(session: OrtSession) -> None:
 
 def test_a_closed_session_gives_no_tensors(session: OrtSession) -> None:
     session.close()
-    with pytest.raises(RuntimeFailure, match="session of .* is closed"):
+    with pytest.raises(RuntimeFailure, match=r"session of .* is closed"):
         session.run_on_device(inputs())
 
 

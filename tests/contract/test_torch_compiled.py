@@ -55,6 +55,17 @@ def test_a_second_process_finds_what_the_first_compiled(python: Any, unet_model:
     assert list(kept[0].parent.rglob("*.so"))
 
 
+def test_a_classifiers_blocks_are_compiled_and_compute_the_same(vit_model: Any, same: Any) -> None:
+    """The whole contract is held by make test-slow; this is what every run can afford of it."""
+    component = vit_model.components["torch"]
+    session = RUNTIME.open(component, Device("cpu"), Options(threads=1, compile="regional"))
+    assert session.placement.provider == "inductor"
+    assert session.details["graphs"] >= 1
+    for check in (0, 1):
+        tensors = sample_inputs(component, component.details["checks"][check], seed=check)
+        same(session.run(tensors), vit_model.reference(tensors))
+
+
 def test_there_is_no_other_way_to_compile(unet_model: Any) -> None:
     with pytest.raises(UsageError, match=r"compile is 'max'.*compile=regional or compile=whole"):
         RUNTIME.open(unet_model.components["torch"], Device("cpu"), Options(compile="max"))

@@ -21,6 +21,7 @@ from vitrify.export.families.sd import SD
 from vitrify.export.families.sdxl import SDXL
 from vitrify.runtimes.base import Options
 
+pytestmark = pytest.mark.slow  # traces several UNets
 torch = pytest.importorskip("torch", reason="needs the extra export")
 diffusers = pytest.importorskip("diffusers", reason="needs the extra export")
 

@@ -12,6 +12,7 @@ import vitrify
 from vitrify.core.artifact import Artifact
 from vitrify.export.job import export_model
 
+pytestmark = pytest.mark.slow  # traces a model of its own
 torch = pytest.importorskip("torch", reason="needs the extra export")
 diffusers = pytest.importorskip("diffusers", reason="needs the extra export")
 transformers = pytest.importorskip("transformers", reason="needs the extra export")

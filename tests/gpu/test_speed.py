@@ -107,6 +107,7 @@ def told(cell: Any, eager: Any, figure: Callable[[str, Any], None]) -> None:
 
 @pytest.mark.parametrize("model", ["emoji", "emotions"])
 @pytest.mark.parametrize("place", where(CELLS))
+@pytest.mark.slow
 def test_bench(place: Place, model: str, measured: Any, figure: Callable[[str, Any], None]) -> None:
     found = measured(place.device)
     eager = found.cell(f"{model}.torch", TORCH if place.device == "cpu" else TORCH_CUDA)

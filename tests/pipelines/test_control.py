@@ -321,6 +321,7 @@ def test_it_draws_what_diffusers_draws(family: Any, case: str, guidance: float, 
     assert psnr(alone, expected) < 40, "control changes the picture"
 
 
+@pytest.mark.slow  # as above
 @pytest.mark.parametrize("runtime", RUNTIMES)
 def test_without_control_it_draws_what_the_plain_model_draws(family: Any, runtime: str) -> None:
     import torch
@@ -336,6 +337,7 @@ def test_without_control_it_draws_what_the_plain_model_draws(family: Any, runtim
     assert psnr(drawn, expected) >= 45
 
 
+@pytest.mark.slow
 def test_each_picture_of_a_batch_follows_its_own_control(family: Any) -> None:
     ours, *nets = family[2]["onnx"]
     options: dict[str, Any] = {"steps": 3, "guidance": 5.0, **SIZE}
@@ -346,6 +348,7 @@ def test_each_picture_of_a_batch_follows_its_own_control(family: Any) -> None:
         assert psnr(both[number], alone) >= 45
 
 
+@pytest.mark.slow
 def test_a_controlnet_is_an_artifact_of_its_own(family: Any) -> None:
     from vitrify.core.artifact import Artifact
 

@@ -76,6 +76,7 @@ def test_every_tensor_is_what_its_blocks_stand_for(
         assert np.array_equal(read_tensor(made[name], "float32"), expected), name
 
 
+@pytest.mark.slow  # traces a transformer
 def test_a_flux_exports_and_computes_what_its_blocks_stand_for(
     flux: Made, flux_gguf: tuple[Path, dict[str, np.ndarray]], layouts: Any, tmp_path: Path
 ) -> None:
