@@ -86,7 +86,7 @@ class StepCache:
             number = float(text)
         except ValueError:
             number = math.nan
-        if number >= 2 and number == int(number) and number <= MOST:
+        if 2 <= number <= MOST and number == int(number):
             return cls(interval=int(number))
         if 0 < number < 1:
             return cls(change=number)
