@@ -64,7 +64,8 @@ class OrtRuntime:
         Raises:
             UsageError: a precision that the graph does not have, a provider that does not run this device, or one that
                 records no CUDA graphs.
-            DeviceError: the device or the provider is not ONNX Runtime's here, or the session would run elsewhere.
+            DeviceError: the device or the provider is not here, or the session would run elsewhere, or in
+                TF32 without leave.
             BadArtifact: the graph or its weights do not load.
             BadInput: an override has no weight of its name and shape.
             MissingDependency: a branch needs onnx, which is not installed.
@@ -74,7 +75,7 @@ class OrtRuntime:
         settings = _settings(component, options)
         check_listed(component)
         branched, held = _override(settings, component, overrides or {})
-        with translated(component, device, "" if row is CPU else row.title):
+        with translated(component, device, None if row is CPU else row):
             graph, folder = component.graph_path, None
             if options.cache and not overrides and row is CPU:
                 graph = optimized(component)

@@ -56,13 +56,7 @@ def provider_of(device: Device, options: Options) -> Provider:
             f"For {device.kind} give provider={' or '.join(row.name for row in could)}, or leave it out.",
         )
     if (device.kind == "cpu" and device.index) or not here or (asked is not None and asked not in here):
-        have, wanted = kinds_here(), asked or (could[0] if could else None)
-        by = f" by {asked.title}" if asked is not None else ""
-        lacks = wanted is not None and not any(wanted is row for row in here) and not device.index
-        raise DeviceError(
-            f"ONNX Runtime {ort.__version__} cannot run on {device}{by} here; it has {', '.join(have)}.",
-            (_how(wanted) if lacks and wanted is not None else "") or f"Give --device {have[0]}.",
-        )
+        raise _not_here(device, asked, [row for row in could if row not in here])
     row = asked or here[0]
     if options.cuda_graphs and not row.graphs:
         graphs = [other.name for other in PROVIDERS if other.graphs]
@@ -72,22 +66,35 @@ def provider_of(device: Device, options: Options) -> Provider:
     return row
 
 
-def _how(row: Provider) -> str:
-    """What brings a provider that is not listed here: its package, or what its devices need."""
-    found = version(row)
-    return how_to_get(row) if not found else f"It needs {row.needs}." if row.needs else ""
+def _not_here(device: Device, asked: Provider | None, absent: list[Provider]) -> DeviceError:
+    """absent: the device's providers that are not listed here; none where its number is what is not there."""
+    have, by, why, fix = kinds_here(), "", "", ""
+    wanted = asked or (absent[0] if absent else None)
+    if asked is not None:
+        by = f" by {asked.title}"
+    if wanted is not None and wanted in absent:
+        if not version(wanted):
+            fix = how_to_get(wanted)
+        else:  # it is installed
+            told = missing(wanted)
+            why, fix = f": {told}" if told else "", f"It needs {wanted.needs}." if wanted.needs else ""
+    return DeviceError(
+        f"ONNX Runtime {ort.__version__} cannot run on {device}{by} here{why}; it has {', '.join(have)}.",
+        fix or f"Give --device {have[0]}.",
+    )
 
 
 def precision_of(component: Component, row: Provider, options: Options) -> str:
     """What the session computes in, where that is what was asked for.
 
     Raises:
-        UsageError: it is not; a provider that takes TF32 for float32 must have leave to do so.
+        UsageError: it is not.
+        DeviceError: the provider takes TF32 for float32, and has no leave to do so.
     """
     said = str(component.precision.get("activations", "float32"))
     computed = computes_in(row, said)
     if options.precision in (None, said) and computed == "tf32":
-        raise UsageError(
+        raise DeviceError(
             f"{row.name} computes float32 in TF32, which has 10 bits of mantissa, and has no option against it.",
             "Set NVIDIA_TF32_OVERRIDE=0 before the process starts, give -O precision=tf32, or leave the provider out.",
         )

@@ -10,6 +10,8 @@ import onnxruntime as ort
 from ..core.artifact import Component
 from ..core.device import Device
 from ..core.errors import BadArtifact, BadInput, DeviceError, RuntimeFailure, VitrifyError
+from .ort_builds import missing
+from .ort_providers import Provider
 
 _STATE = ort.capi.onnxruntime_pybind11_state
 _UPGRADE = "pip install --upgrade onnxruntime"
@@ -36,19 +38,19 @@ LIBRARY: tuple[type[Exception], ...] = (
 
 
 @contextmanager
-def translated(component: Component, device: Device | None = None, provider: str = "") -> Iterator[None]:
+def translated(component: Component, device: Device | None = None, row: Provider | None = None) -> Iterator[None]:
     """Turn the library's exceptions into ours, once, here.
 
     Args:
-        device: where the component is being opened, if it is. provider: by which, where it is not the CPU's own.
+        device: where the component is being opened, if it is. row: by which provider, where it is not the CPU's own.
     """
     try:
         yield
     except LIBRARY as exc:
-        raise _translation(exc, component, device, provider) from exc
+        raise _translation(exc, component, device, row) from exc
 
 
-def _translation(exc: BaseException, component: Component, device: Device | None, provider: str) -> VitrifyError:
+def _translation(exc: BaseException, component: Component, device: Device | None, row: Provider | None) -> VitrifyError:
     text = (str(exc).splitlines() or [type(exc).__name__])[0][:300]
     if isinstance(exc, MemoryError) or "allocate" in text.lower():
         return RuntimeFailure(f"{component.name} ran out of memory: {text}", "Use a smaller size or batch.")
@@ -60,7 +62,7 @@ def _translation(exc: BaseException, component: Component, device: Device | None
         return RuntimeFailure(f"ONNX Runtime failed in {component.name}: {text}", "Run `vitrify doctor`.")
     if "opset" in text.lower() or "ir_version" in text.lower() or "ir version" in text.lower():
         return BadArtifact(f"{component.graph} is too new for ONNX Runtime {ort.__version__}: {text}", _UPGRADE)
-    here = device.kind == "cpu" and not provider
+    here = device.kind == "cpu" and row is None
     if here and not isinstance(exc, _GRAPH_IS_BAD):
         return RuntimeFailure(f"ONNX Runtime failed to open {component.name}: {text}", "Run `vitrify doctor`.")
     # of a provider, Fail is its own trouble as well, such as a graph that it cannot compile
@@ -68,8 +70,13 @@ def _translation(exc: BaseException, component: Component, device: Device | None
         return BadArtifact(
             f"{component.graph} or its weights do not load: {text}", "Copy the whole folder again or export again."
         )
-    by = f" by {provider}" if provider else ""
-    return DeviceError(f"ONNX Runtime does not open {component.name} on {device}{by}: {text}", DOCTOR)
+    if row is None:
+        return DeviceError(f"ONNX Runtime does not open {component.name} on {device}: {text}", DOCTOR)
+    lacks = missing(row)
+    return DeviceError(
+        f"ONNX Runtime does not open {component.name} on {device} by {row.title}: {lacks or text}",
+        f"It needs {row.needs}. {DOCTOR}" if lacks else DOCTOR,
+    )
 
 
 def _is_cut(component: Component) -> bool:

@@ -115,7 +115,10 @@ def _tensorrt_rtx(asked: Asked) -> Settings:
 
 
 def _openvino(asked: Asked) -> Settings:
-    """OpenVINO-ExecutionProvider.html: properties go through load_config, the older options for them are deprecated."""
+    """OpenVINO-ExecutionProvider.html: properties go through load_config, the older options for them are deprecated.
+
+    No CACHE_DIR: with the provider of 1.24 each session wrote its blob anew.
+    """
     kind, options = asked.device.kind.upper(), asked.options
     own = {
         "INFERENCE_PRECISION_HINT": _OPENVINO_HINTS.get(asked.floats, "f32"),  # left out, it may round to bfloat16
@@ -125,8 +128,6 @@ def _openvino(asked: Asked) -> Settings:
         own["INFERENCE_NUM_THREADS"] = str(options.threads)
     if options.streams:
         own["NUM_STREAMS"] = str(options.streams)
-    if asked.folder:
-        own["CACHE_DIR"] = asked.folder
     return {"device_type": openvino_device(asked.device), "load_config": json.dumps({kind: own})}
 
 
@@ -198,7 +199,7 @@ PROVIDERS: tuple[Provider, ...] = (
         "openvino", "OpenVINOExecutionProvider", ("cpu", "gpu", "npu"), _openvino, wheel="onnxruntime-openvino",
         plugin=("onnxruntime-ep-openvino", "onnxruntime_ep_openvino"),
         needs="an Intel device and its driver; the plugin takes no other maker's processor",
-        file="onnxruntime_providers_openvino", keeps=True,
+        file="onnxruntime_providers_openvino",
     ),
     Provider(
         "webgpu", "WebGpuExecutionProvider", ("gpu",), _webgpu,

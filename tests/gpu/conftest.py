@@ -37,7 +37,12 @@ def pytest_sessionfinish(session: pytest.Session) -> None:
 @pytest.fixture
 def figure(record_property: Callable[[str, object], None]) -> Callable[[str, Any], None]:
     """figure(name, value): what a check found, for the report."""
-    return lambda name, value: record_property(f"{reports.FIGURE}{name}", value)
+
+    def note(name: str, value: Any) -> None:
+        plain = value.item() if hasattr(value, "item") else value  # numpy's numbers do not pass between processes
+        record_property(f"{reports.FIGURE}{name}", plain)
+
+    return note
 
 
 def options_of(place: Place) -> Any:

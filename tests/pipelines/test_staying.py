@@ -1,4 +1,4 @@
-"""Arrays that come again stay on the denoiser's device. ONNX Runtime on the CPU stands in for one: its code is the same."""
+"""Arrays that come again stay on the device. ONNX Runtime on the CPU stands in for one: its code is the same."""
 
 from __future__ import annotations
 
