@@ -9,7 +9,7 @@ QUICK = "not slow and not optimum and not openvino_peers and not ray"
 
 GPU_REPORT ?= gpu-report
 
-.PHONY: demo test family-table test-slow test-optimum test-openvino-peers test-ipex test-gpu test-ray lint bench \
+.PHONY: demo test family-table test-slow test-optimum test-openvino-peers test-ipex test-gpu test-providers test-ray lint bench \
 	bench-peers clean
 
 $(VENV)/.ready: pyproject.toml
@@ -94,6 +94,21 @@ endif
 test-gpu: $(GPU_READY) .typecheck/vitrify
 	PYTHONPATH=.typecheck VITRIFY_GPU_REPORT=$(GPU_REPORT) $(GPU_PYTHON) -m pytest -m gpu tests/gpu tests/contract \
 		tests/bench/test_energy.py
+	NVIDIA_TF32_OVERRIDE=0 PYTHONPATH=.typecheck VITRIFY_GPU_REPORT=$(GPU_REPORT)/float32 $(GPU_PYTHON) -m pytest -m gpu \
+		-k "provider=tensorrt" tests/gpu
+
+# ONNX Runtime's providers that run or load without a GPU; onnxruntime-openvino excludes onnxruntime, so it lives apart
+.venv-providers/.ready: pyproject.toml
+	test -x .venv-providers/bin/python || $(PYTHON) -m venv .venv-providers
+	.venv-providers/bin/pip install -q -U pip
+	.venv-providers/bin/pip install -q torch==2.13.0
+	.venv-providers/bin/pip install -q -e ".[export,onnx-openvino]" onnxruntime-ep-webgpu \
+		onnxruntime-ep-nv-tensorrt-rtx-cu12 pytest
+	touch $@
+
+test-providers: .venv-providers/.ready
+	.venv-providers/bin/python -m pytest -k provider tests/contract/test_contract.py tests/contract/test_ort_providers.py
+	.venv-providers/bin/python -m pytest tests/contract/test_ort.py tests/contract/test_ort_binding.py
 
 # Ray is large, and nothing else needs it; the tests are those of the server, with its other engine
 .venv-ray/.ready: pyproject.toml

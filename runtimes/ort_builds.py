@@ -12,6 +12,7 @@ import importlib
 import importlib.util
 import io
 import platform
+import re
 import threading
 from collections.abc import Iterator
 from functools import cache
@@ -25,6 +26,7 @@ from ..core.machine import installed
 from .ort_providers import PROVIDERS, Provider, openvino_device
 
 _WARNING, _FATAL = 2, 4  # severities of the library's log
+_CODE = re.compile(r"\[ONNXRuntimeError\] : \d+ : \w+ : ")
 _LIBRARIES = {"Windows": "{}.dll", "Darwin": "lib{}.dylib"}
 
 
@@ -160,9 +162,9 @@ def missing(row: Provider) -> str:
 
 
 def first_line(exc: BaseException) -> str:
-    """An exception's words, without the library's own source path and function in front of them."""
-    line = (str(exc).splitlines() or [type(exc).__name__])[0]
-    return line.rpartition("[ONNXRuntimeError] : ")[2].partition("with error: ")[2] or line[-300:]
+    """An exception's words, without the library's source path, function and code in front of them."""
+    line = _CODE.split((str(exc).splitlines() or [type(exc).__name__])[0])[-1]
+    return line.partition("with error: ")[2] or line[:300]
 
 
 @cache

@@ -8,6 +8,7 @@ from __future__ import annotations
 
 import ctypes
 import importlib.util
+import os
 import re
 from collections.abc import Iterable, Mapping
 from dataclasses import dataclass, field
@@ -22,6 +23,7 @@ from vitrify.core.registry import RUNTIMES, load_runtime
 from vitrify.runtimes.cuda import Gpu, find_gpus
 
 CUDA = "cuda:0"
+FLOAT32 = "NVIDIA_TF32_OVERRIDE"  # 0: no library of NVIDIA's rounds float32 to TF32
 PLANS = ("tensorrt-rtx", "tensorrt")
 
 
@@ -103,9 +105,11 @@ def _unusable(runtime: str, device: str, provider: str | None) -> str:
     if not any(name.partition(":")[0] == kind for name in probe.devices):
         wheel = "needs onnxruntime-gpu in onnxruntime's place" if runtime == "onnx" else "it does not run there"
         return f"{runtime} {probe.version} has {', '.join(probe.devices) or 'no device'}: {probe.problem or wheel}"
-    listed = " ".join(map(str, probe.details.get("providers", []))).lower()
-    if provider is not None and provider not in listed:
-        return f"{runtime} {probe.version} has no provider {provider}, but {listed}"
+    found = [one["name"] for one in probe.details.get("providers", []) if one["found"]]
+    if provider == "tensorrt" and os.environ.get(FLOAT32) != "0":
+        return f"its float32 is TF32 unless {FLOAT32}=0, which is of a whole process: make test-gpu runs a second one"
+    if provider is not None and provider not in found:
+        return f"{runtime} {probe.version} has no provider {provider}, but {', '.join(found)}"
     return _lacks_tensorrt() if provider == "tensorrt" else ""
 
 
