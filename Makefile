@@ -92,10 +92,12 @@ endif
 	touch $@
 
 test-gpu: $(GPU_READY) .typecheck/vitrify
+	failed=0; \
 	PYTHONPATH=.typecheck VITRIFY_GPU_REPORT=$(GPU_REPORT) $(GPU_PYTHON) -m pytest -m gpu tests/gpu tests/contract \
-		tests/bench/test_energy.py
+		tests/bench/test_energy.py || failed=1; \
 	NVIDIA_TF32_OVERRIDE=0 PYTHONPATH=.typecheck VITRIFY_GPU_REPORT=$(GPU_REPORT)/float32 $(GPU_PYTHON) -m pytest -m gpu \
-		-k "provider=tensorrt" tests/gpu
+		-k "provider=tensorrt" tests/gpu || failed=1; \
+	exit $$failed
 
 # ONNX Runtime's providers that run or load without a GPU; onnxruntime-openvino excludes onnxruntime, so it lives apart
 .venv-providers/.ready: pyproject.toml

@@ -79,6 +79,8 @@ class CompileJob:
             raise UsageError("The artifact would lie in the one that it is made from.", "Give another folder with -o.")
         if self.to.startswith("tensorrt"):
             self.plan.check(self.to)
+        elif self.plan != PlanOptions():
+            raise UsageError(f"The options of plans do nothing for {self.to}.", "Leave them out.")
         notes = check(self.recipe, self.to, self.artifact.components)
         if self.recipe.lossless and self.to == "onnx":
             raise UsageError("An artifact in onnx and fp32 is what it is made from.", "Give --to or --quant.")

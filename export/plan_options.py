@@ -87,7 +87,7 @@ class PlanOptions:
             )
         if flavour == "tensorrt-rtx":
             for name, why in _NOT_RTX.items():
-                if getattr(self, name) != getattr(PlanOptions(), name) and getattr(self, name) is not False:
+                if getattr(self, name) != getattr(PlanOptions(), name):
                     raise UsageError(f"TensorRT-RTX has no --{name.replace('_', '-')}.", f"{why[0].upper()}{why[1:]}.")
 
     @property

@@ -5,9 +5,11 @@ TensorRT-RTX has none ("Timing cache operations are no-ops", says 1.7): it times
 
 from __future__ import annotations
 
+from contextlib import suppress
 from typing import Any
 
 from ..core.cache import Cache, key_of
+from ..core.errors import Busy, DiskError
 from ..runtimes.cuda import Gpu
 
 KIND = "tensorrt-timing"
@@ -27,13 +29,9 @@ def use_timings(config: Any, key: str) -> None:
 
 
 def keep_timings(config: Any, key: str) -> None:
-    """Keep what a build that ended has timed.
-
-    Raises:
-        DiskError: the cache cannot be written.
-    """
+    """Keep what a build that ended has timed; where the cache cannot be written, the next one times again."""
     cache = config.get_timing_cache()
     if cache is not None:
         data = bytes(memoryview(cache.serialize()))
-        with Cache().put(KIND, key) as folder:
+        with suppress(DiskError, Busy), Cache().put(KIND, key) as folder:
             (folder / _FILE).write_bytes(data)

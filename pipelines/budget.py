@@ -109,6 +109,8 @@ class Budget:
         Args:
             chosen: the side that the user wants in any case.
         """
+        if name not in self.sizes:  # it runs on another device
+            return chosen
         if chosen is not None:
             self.work[name] = min(size[0], chosen) * min(size[1], chosen) * VAE_PIXEL
             return chosen

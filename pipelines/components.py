@@ -59,8 +59,8 @@ class Components(MutableMapping[str, Session]):
         """
         if name in self._open or name in self._coming or name not in self._beside:
             return
-        if self.budget is not None and not self.budget.fits(name, [*self._open, *self._coming]):
-            return
+        if self.budget is not None and not (self._open and self.budget.fits(name, [*self._open, *self._coming])):
+            return  # where nothing is open yet, what is needed first has not been asked for
         opener, changed = self._openers[name], self._overrides.get(name, {})
         coming: Future[Session] = Future()
 
@@ -128,8 +128,10 @@ class Components(MutableMapping[str, Session]):
         if budget is None or name not in budget.sizes:
             return
         budget.check(name)
+        for other in [n for n in self._coming if not budget.fits(name, [*self._open, n])]:
+            self._drop_coming(other)
         for other in [n for n in self._open if n != name and n in self._openers and n in budget.sizes]:
-            if budget.fits(name, self._open):
+            if budget.fits(name, [*self._open, *self._coming]):
                 return
             del self[other]
             budget.say(f"{other} closed for {name}")

@@ -33,11 +33,11 @@ class Denoiser:
         self, sessions: Mapping[str, Session], family: Family, budget: Budget | None, cache: StepCache | None = None
     ) -> None:
         self._family = family
-        self._budget = budget if budget is not None and budget.bounded else None
+        here = budget is not None and budget.bounded and family.denoiser in budget.sizes
+        self._budget = budget if here else None
         self._whole = Staying(sessions[family.denoiser])
         self._shallow: Staying | None = None
         self._policy: Policy | None = None
-        self.whole_calls = self.calls = 0
         if cache is None:
             return
         name = family.denoiser + SHALLOW
@@ -51,8 +51,6 @@ class Denoiser:
     def predicted(self, sample: FloatArray, timestep: float, rows: Rows) -> FloatArray:
         """The denoiser's answer, float32 in the shape of the latents of `sample`; see `Family.denoiser_inputs`."""
         whole = self._policy is None or self._policy.whole()
-        self.calls += 1
-        self.whole_calls += whole
         if self._budget is None or len(sample) == 1:
             found = self._called(_EACH, sample, timestep, rows, whole)
         else:

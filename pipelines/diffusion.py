@@ -29,7 +29,7 @@ from .pictures_in import Picture, Start, pictures_of, start_of, usual_strength
 from .random import Generator, generator
 from .schedulers import Scheduler, scheduler_from_config
 from .settings import PREVIEW
-from .step_cache import StepCache
+from .step_cache import SHALLOW, StepCache
 
 MAX_SIDE = 4096
 
@@ -231,6 +231,8 @@ class DiffusionPipeline:
         )
         begun = time.perf_counter()
         denoiser = self.sessions[self.family.denoiser]  # may have to be opened first
+        if request.step_cache is not None and self.family.denoiser + SHALLOW in self.sessions:
+            self.sessions[self.family.denoiser + SHALLOW]
         controls = Controls(request.control, pictures, denoiser, self.family, self.scale)
         before = time.perf_counter()
         seconds = []

@@ -17,6 +17,7 @@ from ..core.machine import free_at_once, resident
 from ..runtimes.base import Options
 from ..runtimes.device_memory import free_memory
 from .budget import UNBOUNDED, Budget, session_bytes
+from .step_cache import SHALLOW
 
 _SHARE = 0.9  # of the free memory
 
@@ -71,7 +72,7 @@ def decide(
 
     Args:
         required: names of those that every call uses.
-        devices: component -> where it runs. streams: whether their runtime can stream weights in.
+        devices: component -> where it runs. streams: whether weights can be streamed in, by their runtimes and plans.
 
     Raises:
         DeviceError: a component does not fit alone, nor can its weights be streamed.
@@ -84,7 +85,7 @@ def decide(
     accelerators = {devices[c.name] for c in components if devices[c.name].kind != "cpu"}
     if not accelerators and wish == Wish():
         return Offloading(None, options)  # the usual case, which reads no graph for its size
-    sizes = {c.name: session_bytes(c) for c in components}
+    sizes = _sizes(components)
     if not accelerators:
         return _on_cpu(sizes, required, options, wish)
     if len(accelerators) > 1:
@@ -92,6 +93,15 @@ def decide(
     (device,) = accelerators
     here = {n: size for n, size in sizes.items() if devices[n] == device}
     return _on_gpu(here, [n for n in required if n in here], device, options, wish, streams)
+
+
+def _sizes(components: Sequence[Component]) -> dict[str, int]:
+    """Bytes of an open session of each; a shallow graph's with those of its denoiser, beside which it stays open."""
+    sizes = {c.name: session_bytes(c) for c in components}
+    for shallow in [name for name in sizes if name.endswith(SHALLOW)]:
+        whole = shallow.removesuffix(SHALLOW)
+        sizes[whole] = sizes.get(whole, 0) + sizes.pop(shallow)
+    return sizes
 
 
 def _on_cpu(sizes: Mapping[str, int], required: Sequence[str], options: Options, wish: Wish) -> Offloading:
@@ -112,6 +122,11 @@ def _apart(
     sizes: Mapping[str, int], required: Sequence[str], options: Options, wish: Wish, devices: set[Device]
 ) -> Offloading:
     """Components on several accelerators: who spread them knows why."""
+    if wish.offload is Offload.WEIGHTS:
+        raise UsageError(
+            "Weights are streamed into one device, and the components are on several.",
+            "Give -O resident_weights=BYTES.",
+        )
     if wish.memory is not None:
         names = ", ".join(sorted(str(d) for d in devices))
         raise UsageError(f"A bound for memory is of one device, not of {names}.", "Leave --memory out.")
@@ -131,16 +146,24 @@ def _on_gpu(
     if wish.offload is Offload.COMPONENTS:
         budget = Budget(wish.memory or UNBOUNDED, 0, sizes, device=str(device), in_turn=True)
         return Offloading(budget, options, f"one component at a time on {device}")
-    free = wish.memory if wish.memory is not None else free_memory(device)
+    if wish.memory is not None and (wish.offload is Offload.NONE or options.resident_weights is not None):
+        raise UsageError(
+            "A bound for memory takes components in turn.",
+            "Leave --memory out, or --offload none and resident_weights.",
+        )
     if wish.offload is Offload.NONE or options.resident_weights is not None:
         return Offloading(None, options)
+    free = wish.memory if wish.memory is not None else free_memory(device)
+    if free is None and wish.offload is Offload.WEIGHTS:
+        raise UsageError(f"How much of {device}'s memory is free is not known.", "Give -O resident_weights=BYTES.")
     if free is None:
         return Offloading(None, options)  # nobody says what would fit
     limit = free if wish.memory is not None else int(free * _SHARE)
     needed, largest = sum(sizes[n] for n in required), max((sizes[n] for n in required), default=0)
     told = f"{device} may use {limit / 1e9:.1f} GB, the components take about {needed / 1e9:.1f} GB"
     if wish.offload is Offload.AUTO and needed <= limit:
-        return Offloading(None, options, f"{told}: all stay on it")
+        kept = None if wish.memory is None else Budget(limit, 0, sizes, device=str(device))
+        return Offloading(kept, options, f"{told}: all stay on it")
     if wish.offload is Offload.AUTO and largest <= limit:
         return Offloading(Budget(limit, 0, sizes, device=str(device)), options, f"{told}: they work in turn")
     if streams:

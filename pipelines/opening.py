@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
+from typing import Any
 
 from ..core.artifact import Component
 from ..core.device import Device
@@ -37,13 +38,14 @@ class _Opening:
         devices = {c.name: self.fixed.get(c.name, device) for c, _ in self.components}
         runtimes = {name: load_runtime(name) for name in dict.fromkeys(name for _, name in self.components)}
         check_options(list(runtimes.values()), self.options)
+        elsewhere = [(c, name) for c, name in self.components if devices[c.name].kind != "cpu"]
         done = decide(
             [c for c, _ in self.components],
             self.at_once,
             devices,
             self.options,
             self.wish,
-            any("resident_weights" in taken_by(runtime) for runtime in runtimes.values()),
+            bool(elsewhere) and all(_streams(c, runtimes[name]) for c, name in elsewhere),
         )
 
         def opener(component: Component, name: str) -> Callable[[Overrides], Session]:
@@ -64,6 +66,12 @@ class _Opening:
         if done.reason:
             self.say(done.reason)
         return opened
+
+
+def _streams(component: Component, runtime: Any) -> bool:
+    """Whether weights of this component can be streamed in: a plan says whether it was built for it."""
+    flags = dict(component.details.get("engine", {})).get("flags", ())
+    return "resident_weights" in taken_by(runtime) and "WEIGHT_STREAMING" in flags
 
 
 def open_components(

@@ -69,8 +69,10 @@ class Driver:
         try:
             library = ctypes.CDLL(LIBRARY)
             self._calls = {name: getattr(library, name) for name in CALLS}
-        except (OSError, AttributeError) as exc:  # not there, or of an older CUDA than these names
+        except OSError as exc:
             raise DeviceError(f"There is no NVIDIA GPU here: {LIBRARY} does not load.", _DRIVER_HELP) from exc
+        except AttributeError as exc:  # of an older CUDA than these names
+            raise DeviceError(f"NVIDIA's driver is too old: {exc}.", "Install a newer driver.") from exc
         for name, types in CALLS.items():
             self._calls[name].argtypes, self._calls[name].restype = list(types), ctypes.c_int
         status = self._calls["cuInit"](0)

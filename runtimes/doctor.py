@@ -4,16 +4,16 @@ from __future__ import annotations
 
 import os
 import platform
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 from ..core.errors import VitrifyError
 from ..core.machine import cpu_info, cpu_model, installed, memory, versions_of
 from ..core.registry import RUNTIMES, load_runtime, runtime_names
 from ..quant.recipes import RECIPES
 from ..quant.support import TARGETS, cell
-from .base import Probe
-from .hardware import devices_here
-from .preference import preferred
+
+if TYPE_CHECKING:
+    from .base import Probe
 
 _FLAGS = (
     "avx2",
@@ -58,6 +58,8 @@ def examine() -> dict[str, Any]:
     devices: as `hardware.devices_here` tells them. chosen: runtime -> the device that is used where none is named, and
     why. Of a runtime, `details` are its probe's; ONNX Runtime's have each execution provider.
     """
+    from .hardware import devices_here  # late: a harness that must stay small reads `machine` alone
+
     problems: list[dict[str, str]] = []
     runtimes: dict[str, Any] = {}
     probes: list[Probe] = []
@@ -121,6 +123,8 @@ def _thorough(runtime: Any) -> Probe:
 
 def chosen(probe: Probe) -> dict[str, str]:
     """The device that a runtime uses where none is named, and why; what is tried first may still not open."""
+    from .preference import preferred
+
     order = [str(device) for device in preferred([probe])]
     if not order:
         return {"device": "", "why": "it lists no device"}

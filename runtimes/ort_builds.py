@@ -13,6 +13,7 @@ import importlib.util
 import io
 import platform
 import re
+import sys
 import threading
 from collections.abc import Iterator
 from functools import cache
@@ -35,6 +36,7 @@ class _Quiet:
 
     def __init__(self) -> None:
         self._lock, self._inside = threading.Lock(), 0
+        self._printed = sys.stdout
 
     @contextlib.contextmanager
     def __call__(self) -> Iterator[None]:
@@ -42,14 +44,16 @@ class _Quiet:
         with self._lock:
             self._inside += 1
             ort.set_default_logger_severity(_FATAL)
+            if self._inside == 1:  # two redirections that overlap would leave the first one's in place for good
+                self._printed, sys.stdout = sys.stdout, io.StringIO()
         try:
-            with contextlib.redirect_stdout(io.StringIO()):
-                yield
+            yield
         finally:
             with self._lock:
                 self._inside -= 1
                 if not self._inside:
                     ort.set_default_logger_severity(_WARNING)
+                    sys.stdout = self._printed
 
 
 quietly = _Quiet()

@@ -2,10 +2,12 @@
 
 from __future__ import annotations
 
+from contextlib import suppress
 from typing import Any
 
 from ..core.artifact import Component, identity
 from ..core.cache import Cache, key_of
+from ..core.errors import Busy, DiskError
 from .cuda import Gpu
 
 KIND = "tensorrt-rtx-kernels"
@@ -27,11 +29,10 @@ class Kernels:
     def keep(self) -> None:
         """Write what is there by now, if that is more than was read.
 
-        Raises:
-            DiskError: the cache cannot be written.
+        Where the cache cannot be written they are made again the next time: the numbers are computed already.
         """
         data = bytes(self._cache.serialize())
         if data != self._known:
-            with Cache().put(KIND, self._key) as folder:
+            with suppress(DiskError, Busy), Cache().put(KIND, self._key) as folder:
                 (folder / _FILE).write_bytes(data)
             self._known = data

@@ -11,7 +11,7 @@ import numpy as np
 import torch
 
 from ...core.artifact import Component
-from ...core.errors import RuntimeFailure, VitrifyError
+from ...core.errors import BadInput, RuntimeFailure, VitrifyError
 from ...core.tensors import Array, DeviceTensor, DType, TensorSpec, check_tensors
 from ..base import Placement
 
@@ -80,8 +80,13 @@ class TorchSession:
         """A copy that is the caller's.
 
         Raises:
+            BadInput: the tensor lies elsewhere.
             RuntimeFailure: the device failed meanwhile, which is told late.
         """
+        if tensor.owner != self.owner:
+            raise BadInput(
+                f"The tensor lies on {tensor.owner}, expected {self.owner}.", "Copy it with its own session's to_host."
+            )
         with self._told():
             return _array(tensor.value)
 

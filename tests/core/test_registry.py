@@ -49,12 +49,14 @@ def install(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Install:
 @pytest.mark.parametrize(("name", "library", "extra"), [(n, r.library, r.extra) for n, r in RUNTIMES.items()])
 def test_a_missing_library_names_its_extra(python: Any, name: str, library: str, extra: str) -> None:
     ran = python(TELL, name, library)
-    assert ran.out.splitlines() == [
-        "MissingDependency",
-        f"The {name} runtime needs {library}, which is not installed.",
-        f'pip install "vitrify[{extra}]"',
-        "ModuleNotFoundError",
-    ], ran.err
+    kind, what, fix, cause = ran.out.splitlines()
+    assert (kind, what) == ("MissingDependency", f"The {name} runtime needs {library}, which is not installed."), (
+        ran.err
+    )
+    if name == "ipex":  # which goes with an older PyTorch, and says so before it is imported
+        assert fix == 'It needs an environment of its own: pip install "vitrify[ipex]" in a new one.'
+    else:
+        assert (fix, cause) == (f'pip install "vitrify[{extra}]"', "ModuleNotFoundError")
 
 
 @pytest.mark.parametrize(

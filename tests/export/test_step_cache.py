@@ -136,6 +136,23 @@ def test_steps_that_take_kept_features_draw_nearly_the_same(cached: Path) -> Non
     pipeline.close()
 
 
+def test_it_goes_with_components_in_turn_and_with_a_bound(cached: Path) -> None:
+    from vitrify.core.machine import resident
+    from vitrify.pipelines.budget import session_bytes
+
+    asked: dict[str, Any] = {"steps": 6, "guidance": 3, "seed": 2, "step_cache": "2"}
+    plain: Any = vitrify.load(cached, "cpu")
+    expected = np.asarray(plain.generate(PROMPT, **asked).images[0])
+    plain.close()
+    unet = session_bytes(Artifact.load(cached).components["unet"])
+    for how in ({"offload": "components"}, {"memory": resident() + 2 * unet}):
+        pipeline: Any = vitrify.load(cached, "cpu", **how)
+        for _ in range(2):
+            drawn = np.asarray(pipeline.generate(PROMPT, **asked).images[0])
+            assert psnr(drawn, expected) >= 50
+        pipeline.close()
+
+
 def test_the_shallow_graph_really_runs_most_steps(cached: Path) -> None:
     pipeline: Any = vitrify.load(cached, "cpu")
     calls = {"unet": 0, "unet_shallow": 0}

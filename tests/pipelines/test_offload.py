@@ -70,6 +70,12 @@ def test_a_component_that_does_not_fit_alone(gpu: Callable[..., Any]) -> None:
 
 def test_a_user_decides(gpu: Callable[..., Any]) -> None:
     assert gpu(0.1, Wish(Offload.NONE)).budget is None
+    assert gpu(None, Wish(memory=10**12)).budget.bounded, "a bound is one also where everything fits"
+    for wish, options in ((Wish(Offload.NONE, 10**9), {}), (Wish(memory=10**9), {"resident_weights": 5})):
+        with pytest.raises(UsageError, match="takes components in turn"):
+            gpu(9, wish, **options)
+    with pytest.raises(UsageError, match="is not known"):
+        gpu(None, Wish(Offload.WEIGHTS), streams=True)
     assert gpu(9, Wish(Offload.COMPONENTS)).budget.in_turn
     assert gpu(9, Wish(Offload.WEIGHTS), streams=True).options.resident_weights is not None
     assert gpu(0.1, resident_weights=7).options.resident_weights == 7
@@ -121,6 +127,27 @@ def test_the_command_line_says_how_to_offload(
     refused = vitrify(*asked, "--offload", "weights", "--json")
     assert (refused.code, refused.error["code"]) == (2, "usage")
     assert "do not stream weights" in refused.error["what"]
+
+
+def test_never_more_than_one_is_open_at_a_time(diffusion_artifact: Path) -> None:
+    pipeline: Any = vitrify.load(diffusion_artifact, "cpu", offload="components")
+    openers, open_now, most = pipeline.sessions._openers, set(), []
+    for name, opener in list(openers.items()):
+
+        def watched(changed: Any, name: str = name, opener: Any = opener) -> Any:
+            session = opener(changed)
+            open_now.add(name)
+            most.append(len(open_now))
+            close = session.close
+            session.close = lambda: (open_now.discard(name), close())
+            return session
+
+        openers[name] = watched
+    for _ in range(2):
+        pipeline.generate(PROMPT, steps=2, seed=3)
+    assert len(most) == 6
+    assert max(most) == 1
+    pipeline.close()
 
 
 class Opened:
