@@ -216,7 +216,13 @@ def test_an_artifact_without_it_says_what_to_do(
 
 
 @pytest.mark.parametrize(
-    ("to", "quant"), [("onnx", "int8-weights"), ("openvino", "fp32"), ("openvino", "int8-weights"), ("torch", "fp32")]
+    ("to", "quant"),
+    [
+        ("onnx", "int8-weights"),
+        pytest.param("openvino", "fp32", marks=pytest.mark.slow),
+        pytest.param("openvino", "int8-weights", marks=pytest.mark.slow),
+        ("torch", "fp32"),
+    ],
 )
 def test_compiling_keeps_both(cached: Path, tmp_path: Path, to: str, quant: str) -> None:
     pytest.importorskip(to.replace("onnx", "onnxruntime"))

@@ -48,7 +48,9 @@ def test_labels_are_the_cpus(
     assert worst < Tolerance().score
 
 
-@pytest.mark.parametrize("quant", ["int8-weights", "int4-weights:group=32", "int8-static"])
+@pytest.mark.parametrize(
+    "quant", ["int8-weights", "int4-weights:group=32", pytest.param("int8-static", marks=pytest.mark.slow)]
+)
 @pytest.mark.parametrize("place", where(QUANTIZED))
 def test_quantized_pictures_are_as_near_as_the_recipe_promises(
     place: Place, quant: str, diffusion_artifact: Path, made: Any, on_the_cpu: Any, figure: Callable[..., None]
