@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import json
 import platform
+import sys
 from collections.abc import Callable
 from dataclasses import replace
 from pathlib import Path
@@ -357,3 +358,16 @@ def test_a_plugin_lists_devices_or_says_what_it_lacks(row: Provider) -> None:
     (one,) = [one for one in probe_providers() if one["name"] == row.name]
     assert one["version"]
     assert one["opened"] or (one["missing"] and one["fix"].startswith("It needs "))
+
+
+def test_two_that_are_quiet_at_once_leave_the_output_as_it_was() -> None:
+    from vitrify.runtimes.ort_builds import quietly
+
+    before = sys.stdout
+    first, second = quietly(), quietly()
+    first.__enter__()
+    second.__enter__()
+    first.__exit__(None, None, None)
+    assert sys.stdout is not before
+    second.__exit__(None, None, None)
+    assert sys.stdout is before
