@@ -101,3 +101,8 @@ class Cancelled(VitrifyError):
 
     code = "cancelled"
     exit_code = 130
+
+
+def first_line(exc: BaseException) -> str:
+    """The first line of a library's message, or the kind of error where it has none; at most 300 characters."""
+    return (str(exc).splitlines() or [type(exc).__name__])[0][:300]

@@ -64,6 +64,18 @@ class DeviceTensor:
     value: Any
 
 
+def check_owner(tensor: DeviceTensor, owner: str) -> None:
+    """Refuse a tensor that lies elsewhere.
+
+    Raises:
+        BadInput: names both places.
+    """
+    if tensor.owner != owner:
+        raise BadInput(
+            f"The tensor lies on {tensor.owner}, expected {owner}.", "Copy it with its own session's to_host."
+        )
+
+
 def check_tensors(
     specs: Mapping[str, TensorSpec], tensors: Mapping[str, Array | DeviceTensor], owner: str | None = None
 ) -> dict[str, int]:

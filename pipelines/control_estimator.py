@@ -22,7 +22,7 @@ import numpy as np
 import numpy.typing as npt
 from PIL import Image
 
-from ..core.errors import BadInput, MissingDependency, NotFinite, RuntimeFailure, UsageError
+from ..core.errors import BadInput, MissingDependency, NotFinite, RuntimeFailure, UsageError, first_line
 from .control_pose import draw_people
 
 KINDS = ("depth", "lines", "colours", "pose")
@@ -69,7 +69,7 @@ def estimated(image: Image.Image, path: str | Path, kind: str = "depth", scaling
         values = np.asarray(session.run(None, {name: tensor})[0])
     except Exception as exc:  # the library's exceptions share no base
         raise RuntimeFailure(
-            f"The estimator {path} does not run at {width}x{height}: {_first_line(exc)}",
+            f"The estimator {path} does not run at {width}x{height}: {first_line(exc)}",
             "Export it with the size that it was trained at.",
         ) from exc
     if not np.isfinite(values).all():
@@ -96,7 +96,7 @@ def _opened(path: Path) -> Any:
         return onnxruntime.InferenceSession(str(path), options, providers=["CPUExecutionProvider"])
     except Exception as exc:  # a class of its own for every kind of damage
         raise BadInput(
-            f"The estimator {path} does not open: {_first_line(exc)}", "Give an .onnx file with its weights in it."
+            f"The estimator {path} does not open: {first_line(exc)}", "Give an .onnx file with its weights in it."
         ) from exc
 
 
@@ -176,7 +176,3 @@ def _other(path: Path, values: Floats, kind: str, wanted: str) -> BadInput:
         f"The first output of the estimator {path} is {list(values.shape)}; {kind} is {wanted}.",
         "Use another file, or name the kind that it gives.",
     )
-
-
-def _first_line(exc: BaseException) -> str:
-    return (str(exc).splitlines() or [type(exc).__name__])[0][:300]

@@ -9,7 +9,7 @@ import onnxruntime as ort
 
 from ..core.artifact import Component
 from ..core.device import Device
-from ..core.errors import BadArtifact, BadInput, DeviceError, RuntimeFailure, VitrifyError
+from ..core.errors import BadArtifact, BadInput, DeviceError, RuntimeFailure, VitrifyError, first_line
 from .ort_builds import missing
 from .ort_providers import Provider
 
@@ -51,7 +51,7 @@ def translated(component: Component, device: Device | None = None, row: Provider
 
 
 def _translation(exc: BaseException, component: Component, device: Device | None, row: Provider | None) -> VitrifyError:
-    text = (str(exc).splitlines() or [type(exc).__name__])[0][:300]
+    text = first_line(exc)
     if isinstance(exc, MemoryError) or "allocate" in text.lower():
         return RuntimeFailure(f"{component.name} ran out of memory: {text}", "Use a smaller size or batch.")
     if isinstance(exc, _STATE.NotImplemented):

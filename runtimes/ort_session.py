@@ -13,8 +13,8 @@ import onnxruntime as ort
 
 from ..core.artifact import Component
 from ..core.device import Device
-from ..core.errors import BadInput, RuntimeFailure
-from ..core.tensors import Array, DeviceTensor, DType, TensorSpec, check_tensors
+from ..core.errors import RuntimeFailure
+from ..core.tensors import Array, DeviceTensor, DType, TensorSpec, check_owner, check_tensors
 from .base import Placement
 from .ort_binding import HOST, Memory, Recorder, compute
 from .ort_errors import translated
@@ -63,10 +63,7 @@ class OrtSession:
         Raises:
             BadInput: the tensor lies elsewhere.
         """
-        if tensor.owner != self.owner:
-            raise BadInput(
-                f"The tensor lies on {tensor.owner}, expected {self.owner}.", "Copy it with its own session's to_host."
-            )
+        check_owner(tensor, self.owner)
         with translated(self._component):
             return _array(tensor.value)
 

@@ -23,7 +23,6 @@ TYPES = {1: "float32", 2: "uint8", 3: "int8", 6: "int32", 7: "int64", 10: "float
          17: "float8_e4m3fn", 22: "int4"}  # fmt: skip
 _NUMBERS = {name: number for number, name in TYPES.items()}
 _BYTES = ("bfloat16", "float8_e4m3fn", "int4")  # numpy has no such type: their bits
-FLOATS = ("float32", "float16", "bfloat16")
 
 
 @dataclass(frozen=True)

@@ -13,7 +13,7 @@ import numpy as np
 
 from ..core.artifact import Component
 from ..core.errors import BadInput, RuntimeFailure
-from ..core.tensors import Array, DeviceTensor, DType, TensorSpec, check_tensors
+from ..core.tensors import Array, DeviceTensor, DType, TensorSpec, check_owner, check_tensors
 from .base import Placement
 from .cuda_memory import Memory, Replay, Workspace
 from .trt_engine import Opened
@@ -70,10 +70,7 @@ class TrtSession:
         Raises:
             BadInput: it lies elsewhere.
         """
-        if tensor.owner != self.owner:
-            raise BadInput(
-                f"The tensor lies on {tensor.owner}, expected {self.owner}.", "Copy it with its own session's to_host."
-            )
+        check_owner(tensor, self.owner)
         array = np.empty(tensor.shape, tensor.dtype.value)
         with self._open():
             self._gpu.download(tensor.value.address, array)

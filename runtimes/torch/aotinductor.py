@@ -17,13 +17,13 @@ import torch
 
 from ...core.artifact import Component, hash_file
 from ...core.device import Device
-from ...core.errors import BadArtifact, DeviceError
+from ...core.errors import BadArtifact, DeviceError, first_line
 from ...core.machine import cpu_info
 from ...core.tensors import Array
 from ..base import Options, Placement, Probe
 from ..low_rank import Override, no_weight, only_whole, wrong_shape
 from . import devices
-from .session import Tensors, TorchSession, first_line
+from .session import Tensors, TorchSession
 
 PREFIX = "module."  # of the state dict's names in a package: the wrapper holds the library's module under this name
 _CAPABILITIES = ("DEFAULT", "AVX2", "AVX512")  # of x86, each with the one before it

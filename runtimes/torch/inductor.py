@@ -85,9 +85,8 @@ def work_folder(key: str) -> Iterator[Path]:
     What was loaded from it stays loaded.
     """
     cache = Cache()
-    place: Path | None = cache.root / KIND
+    place = cache.root / KIND
     try:
-        assert place is not None
         place.mkdir(parents=True, exist_ok=True)
         made = tempfile.TemporaryDirectory(prefix=_WORK, dir=place, ignore_cleanup_errors=True)
     except OSError:  # a cache that cannot be written: what is made is not kept, and that is told by `keep`

@@ -15,7 +15,7 @@ import torch
 
 from ...core.artifact import Component
 from ...core.device import Device
-from ...core.errors import BadArtifact, BadInput, MissingDependency, VitrifyError
+from ...core.errors import BadArtifact, BadInput, MissingDependency, VitrifyError, first_line
 from ...core.json_file import read_json_object
 from ..base import Options, Placement, Probe
 from ..low_rank import LowRank, Override, no_weight, wrong_shape
@@ -25,7 +25,7 @@ from .compiled import Compiled, check_mode
 from .computing import in_channels_last, in_precision, kernel_of, precision_of, told
 from .modules import load
 from .quantized import load_stored
-from .session import TorchSession, first_line
+from .session import TorchSession
 from .single_file import load_single_file
 
 

@@ -11,8 +11,8 @@ import numpy as np
 import torch
 
 from ...core.artifact import Component
-from ...core.errors import BadInput, RuntimeFailure, VitrifyError
-from ...core.tensors import Array, DeviceTensor, DType, TensorSpec, check_tensors
+from ...core.errors import RuntimeFailure, VitrifyError, first_line
+from ...core.tensors import Array, DeviceTensor, DType, TensorSpec, check_owner, check_tensors
 from ..base import Placement
 
 # threads, the kernel of attention and the compiler's state are the process's: one call at a time sets them
@@ -83,10 +83,7 @@ class TorchSession:
             BadInput: the tensor lies elsewhere.
             RuntimeFailure: the device failed meanwhile, which is told late.
         """
-        if tensor.owner != self.owner:
-            raise BadInput(
-                f"The tensor lies on {tensor.owner}, expected {self.owner}.", "Copy it with its own session's to_host."
-            )
+        check_owner(tensor, self.owner)
         with self._told():
             return _array(tensor.value)
 
@@ -132,7 +129,3 @@ class TorchSession:
 def _array(value: torch.Tensor) -> Array:
     array: Array = value.cpu().numpy().copy()
     return array
-
-
-def first_line(exc: BaseException) -> str:
-    return (str(exc).splitlines() or [type(exc).__name__])[0][:300]
