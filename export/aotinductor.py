@@ -33,6 +33,8 @@ if TYPE_CHECKING:
 FORMAT = "aotinductor"
 PACKAGE, CONSTANTS = "model.pt2", "constants.safetensors"
 _FIRST = "2.13"  # PyTorch's version from which a package can be compiled for more than this very processor
+_DOUBLINGS = 5
+_FORM = 2  # raise the number when packages are made in another way than before
 # what a config says of its checkpoint and of who wrote it: the code is the same
 _SAYS_NOTHING = ("dtype", "torch_dtype", "transformers_version", "_diffusers_version", "_name_or_path")
 
@@ -98,7 +100,7 @@ def _package(component: Component, config: dict[str, Any], needs: dict[str, Any]
     cache = Cache()
     inputs = [spec.to_json(name) for name, spec in component.inputs.items()]
     said = {name: value for name, value in config.items() if name not in _SAYS_NOTHING}
-    key = key_of([component.details["kind"], said, inputs, needs])
+    key = key_of([_FORM, component.details["kind"], said, inputs, needs])
     found = cache.get(FORMAT, key)
     if found is None:
         report(Event(f"compile {component.name}", note=f"{component.name}: compiling, which takes minutes"))
@@ -176,10 +178,49 @@ def _reserved(kind: str, config: dict[str, Any]) -> torch.nn.Module:
 
 
 def _traced(module: torch.nn.Module, component: Component) -> Any:
-    """The program of the module, with every size that the manifest names left open."""
+    """The program of the module, with every size that the manifest names left open.
+
+    Where a picture is halved until a side is 1, PyTorch takes that 1 for granted, and with it the side that was traced
+    with: such sizes are doubled.
+
+    Raises:
+        BadInput: a size stays fixed.
+    """
+    sizes = _example(component)
+    for _ in range(_DOUBLINGS):
+        program = _program(module, component, sizes)
+        fixed = _fixed(program, component)
+        if not fixed:
+            return program
+        for name in fixed:
+            sizes[name] *= 2
+            while list(sizes.values()).count(sizes[name]) > 1:  # sizes that are alike would be taken for one
+                sizes[name] *= 2
+    raise BadInput(
+        f"{component.name} has one code for every {' and '.join(sorted(fixed))}.", "Compile it for another runtime."
+    )
+
+
+def _fixed(program: Any, component: Component) -> set[str]:
+    """Names of the sizes that the program takes for granted."""
+    nodes = {node.name: node for node in program.graph.nodes if node.op == "placeholder"}
+    shapes = [nodes[name].meta["val"].shape for name in program.graph_signature.user_inputs]
+    pairs = (
+        (wanted, got)
+        for spec, shape in zip(component.inputs.values(), shapes, strict=True)
+        for wanted, got in zip(spec.shape, shape, strict=True)
+    )
+    # one that was found to be fixed later is still a symbolic integer, of which nothing is open
+    return {wanted for wanted, got in pairs if isinstance(wanted, str) and not _open(got)}
+
+
+def _open(size: Any) -> bool:
+    return not isinstance(size, int) and not size.node.expr.is_number
+
+
+def _program(module: torch.nn.Module, component: Component, sizes: dict[str, int]) -> Any:
     import torch
 
-    sizes = _example(component)
     arguments = []
     for spec in component.inputs.values():
         shape = [sizes[d] if isinstance(d, str) else d for d in spec.shape]

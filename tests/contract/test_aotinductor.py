@@ -22,7 +22,8 @@ from vitrify.core.artifact import Component, WeightFile  # noqa: E402
 from vitrify.core.device import Device  # noqa: E402
 from vitrify.core.errors import BadArtifact, DeviceError, UsageError  # noqa: E402
 from vitrify.core.progress import Event  # noqa: E402
-from vitrify.export.aotinductor import write_package  # noqa: E402
+from vitrify.core.tensors import DType, TensorSpec  # noqa: E402
+from vitrify.export.aotinductor import _fixed, _program, _reserved, _traced, write_package  # noqa: E402
 from vitrify.proof.parity import sample_inputs  # noqa: E402
 from vitrify.quant.recipes import recipe  # noqa: E402
 from vitrify.quant.support import check_target  # noqa: E402
@@ -175,3 +176,24 @@ def test_a_pipeline_of_packages_is_proved_like_any_other(diffusion_artifact: Pat
             for path in (artifact.root, diffusion_artifact)]  # fmt: skip
     off = np.abs(np.asarray(made[0], np.int16) - np.asarray(made[1], np.int16))
     assert off.max() <= 1
+
+
+@pytest.mark.slow
+def test_a_level_at_which_a_side_is_one_fixes_no_size() -> None:
+    """As Stable Diffusion's UNet has one, of latents that are eight high."""
+    config = {
+        "_class_name": "UNet2DConditionModel", "sample_size": 16, "in_channels": 4, "out_channels": 4,
+        "layers_per_block": 1, "block_out_channels": [8, 8, 8, 8], "cross_attention_dim": 12, "attention_head_dim": 4,
+        "down_block_types": ["CrossAttnDownBlock2D", *["DownBlock2D"] * 3],
+        "up_block_types": [*["UpBlock2D"] * 3, "CrossAttnUpBlock2D"], "norm_num_groups": 4,
+    }  # fmt: skip
+    sizes = {"batch": 2, "height": 8, "width": 32, "tokens": 5}
+    inputs = {
+        "sample": TensorSpec(DType.FLOAT32, ("batch", 4, "height", "width")),
+        "timestep": TensorSpec(DType.INT64, ()),
+        "encoder_hidden_states": TensorSpec(DType.FLOAT32, ("batch", "tokens", 12)),
+    }
+    unet = Component("unet", "onnx", "unet/model.onnx", inputs, {}, details={"kind": "unet", "checks": [sizes]})
+    module = _reserved("unet", config)
+    assert _fixed(_program(module, unet, dict(sizes)), unet) == {"height"}
+    assert not _fixed(_traced(module, unet), unet)
