@@ -51,7 +51,7 @@ def cases(work: Path) -> list[Case]:
         STEPS.by_vitrify(work, OPENVINO, "openvino"),
         *(STEPS.compiled(work, name, one, "openvino") for name, one in ON_OPENVINO.items()),
         STEPS.compiled(work, REGIONAL, TORCH, more=["compile=regional"], cold=True),
-        STEPS.compiled(work, KEPT, TORCH, more=["compile=regional"]),
+        STEPS.compiled(work, KEPT, TORCH, more=["compile=regional"], filled=True),
         STEPS.compiled(work, WHOLE, TORCH, more=["compile=whole"], cold=True),
         STEPS.compiled(work, AHEAD, AOT),
     ]

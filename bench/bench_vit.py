@@ -34,7 +34,7 @@ def cases(work: Path) -> list[Case]:
         STEPS.by_vitrify(work, "vitrify on OpenVINO", "openvino"),
         *(STEPS.compiled(work, name, one) for name, one in COMPILED.items()),
         STEPS.compiled(work, "vitrify on PyTorch, compile=regional", TORCH, more=["compile=regional"], cold=True),
-        STEPS.compiled(work, "compile=regional, from its cache", TORCH, more=["compile=regional"]),
+        STEPS.compiled(work, "compile=regional, from its cache", TORCH, more=["compile=regional"], filled=True),
         STEPS.compiled(work, "vitrify on PyTorch, compile=whole", TORCH, more=["compile=whole"], cold=True),
         STEPS.compiled(work, "vitrify on AOTInductor", AOT),
     ]

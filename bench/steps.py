@@ -10,7 +10,7 @@ from pathlib import Path
 
 from .compiled import Compiled, artifact, export
 from .measure import Case
-from .preparing import OFFLINE, forget, made, required
+from .preparing import OFFLINE, forget, made, required, untimed
 from .summary import Columns
 
 # Only that the model was computed and not something else: of random weights, quality cannot be told.
@@ -56,26 +56,38 @@ class Steps:
         return self._case(work, name, "vitrify", artifact(work, self.model), "--runtime", runtime)
 
     def compiled(
-        self, work: Path, name: str, one: Compiled, runtime: str = "", more: Sequence[str] = (), cold: bool = False
+        self,
+        work: Path,
+        name: str,
+        one: Compiled,
+        runtime: str = "",
+        more: Sequence[str] = (),
+        *,
+        cold: bool = False,
+        filled: bool = False,
     ) -> Case:
         """What a recipe made of it, opened by us; a failure where it was not made.
 
         Args:
             runtime: default: what it is for. more: options of it, such as "compile=regional".
             cold: the cache is empty each time, so that what is compiled when it is opened is compiled then.
+            filled: the cache holds what an earlier run, which nobody times, compiled.
         """
         options = ["--runtime", runtime or one.target]
         options += [word for option in more for word in ("--option", option)]
         if one.recipe != "fp32":
             options += ["--minimum-db", f"{QUANTIZED_DB:g}"]
-        cache = work / "cache-of-steps" / (re.sub(r"\W+", "-", name) if cold else "kept")
+        cache = work / "cache-of-steps" / re.sub(r"\W+", "-", f"{self.bench} {name}")
 
         def before() -> None:
             required(one.folder(work))
             if cold:
                 forget(cache)
+            elif filled and not cache.exists():
+                untimed(f"filling the cache of {name}", case.command, case.env)
 
-        return self._case(work, name, "vitrify", one.folder(work), *options, before=before, VITRIFY_CACHE=str(cache))
+        case = self._case(work, name, "vitrify", one.folder(work), *options, before=before, VITRIFY_CACHE=str(cache))
+        return case
 
     def _case(
         self,
