@@ -49,7 +49,9 @@ class Options:
     attention: of PyTorch: the attention kernel, such as "flash"; None: the library's choice.
     channels_last: of PyTorch: convolutions work on NHWC memory.
     cuda_graphs: record the work of a call with the same sizes once, and replay it.
-    resident_weights: bytes of weights that stay on the GPU, where the others are streamed in; None: all.
+    resident_weights: bytes of weights that stay on a GPU, where the others are streamed in, or in memory, where the
+        others stay in their files; None: all.
+    optional: names of those that are left out, and not refused, where no runtime takes them.
     """
 
     threads: int = 0
@@ -66,6 +68,7 @@ class Options:
     channels_last: bool = False
     cuda_graphs: bool = False
     resident_weights: int | None = None
+    optional: tuple[str, ...] = ()
 
 
 @dataclass(frozen=True)

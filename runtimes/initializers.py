@@ -6,6 +6,7 @@ Runtime refuses a wrong one without naming it. Only five fields of the protobuf 
 
 from __future__ import annotations
 
+import math
 import mmap
 import re
 from collections.abc import Iterator, Mapping
@@ -27,6 +28,8 @@ _ENTRY_KEY, _ENTRY_VALUE = 1, 2
 _EXTERNAL = 1
 _RENAMED = re.compile(r"q_output_(.+)_\d+")  # what NNCF calls a weight that it rounds
 FLOAT, BFLOAT16 = 1, 16  # TensorProto.DataType
+# of a number, by TensorProto.DataType; 32 of those that are not here
+_BITS = {2: 8, 3: 8, 4: 16, 5: 16, 7: 64, 9: 8, 10: 16, 11: 64, 16: 16, 21: 4, 22: 4}
 _VARINT, _FIXED64, _BYTES, _FIXED32 = 0, 1, 2, 5  # wire types
 
 
@@ -47,6 +50,12 @@ class Initializer:
 def external_initializers(graph: Path) -> dict[str, Initializer]:
     """The external initializers of a graph by name; raises as `initializers` does."""
     return {name: one for name, one in initializers(graph).items() if one.external}
+
+
+def external_bytes(graph: Path) -> int:
+    """Bytes of the weights that lie outside of a graph, 4-bit ones in halves; raises as `initializers` does."""
+    sizes = (math.prod(one.shape) * _BITS.get(one.type, 32) for one in external_initializers(graph).values())
+    return sum(sizes) // 8
 
 
 def initializers(graph: Path) -> dict[str, Initializer]:

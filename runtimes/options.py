@@ -27,7 +27,7 @@ def parse_options(given: Iterable[str], base: Options | None = None) -> Options:
     Raises:
         UsageError: there is no such option, or its value is none.
     """
-    names = [f.name for f in fields(Options)]
+    names = [f.name for f in fields(Options) if f.name != "optional"]
     options = base or Options()
     for text in given:
         key, said, value = text.partition("=")
@@ -63,12 +63,21 @@ def check_options(runtimes: Sequence[Any], options: Options) -> None:
         UsageError: names them, and what the runtimes take.
     """
     takes = sorted({name for runtime in runtimes for name in taken_by(runtime)})
-    plain = Options()
-    refused = [n for n in SPECIAL if getattr(options, n) != getattr(plain, n) and n not in takes]
+    refused = [name for name in _untaken(runtimes, options) if name not in options.optional]
     if refused:
         names = " and ".join(dict.fromkeys(str(runtime.name) for runtime in runtimes))
         has = f"{names} takes {', '.join(takes)}." if takes else f"{names} has none of its own."
         raise UsageError(f"{names} has no option {', '.join(refused)}.", f"Leave it out. {has}")
+
+
+def left_out(runtimes: Sequence[Any], options: Options) -> list[str]:
+    """The optional ones that none of these runtimes acts on."""
+    return [name for name in _untaken(runtimes, options) if name in options.optional]
+
+
+def _untaken(runtimes: Sequence[Any], options: Options) -> list[str]:
+    takes, plain = {name for runtime in runtimes for name in taken_by(runtime)}, Options()
+    return [n for n in SPECIAL if getattr(options, n) != getattr(plain, n) and n not in takes]
 
 
 def options_for(runtime: Any, options: Options) -> Options:

@@ -14,10 +14,10 @@ import onnxruntime as ort
 
 from ..core.artifact import Component
 from ..core.device import Device
-from ..core.errors import BadArtifact
+from ..core.errors import BadArtifact, UsageError
 from ..core.tensors import Array, DType, TensorSpec
 from .base import Options, Placement, Probe
-from .initializers import BFLOAT16, FLOAT, check_listed, external_initializers, stored_like
+from .initializers import BFLOAT16, FLOAT, check_listed, external_bytes, external_initializers, stored_like
 from .low_rank import LowRank, Override
 from .ort_binding import HOST, Memory
 from .ort_branches import with_branches
@@ -28,6 +28,7 @@ from .ort_errors import translated
 from .ort_probe import attach, probe_providers
 from .ort_providers import CPU, Asked
 from .ort_session import OrtSession, Ways
+from .resident import Resident, file_bytes
 
 
 class OrtRuntime:
@@ -35,7 +36,7 @@ class OrtRuntime:
 
     name = "onnx"
     formats = ("onnx",)
-    takes = ("provider", "cuda_graphs")
+    takes = ("provider", "cuda_graphs", "resident_weights")
     opens_beside = True
 
     def probe(self) -> Probe:
@@ -62,23 +63,31 @@ class OrtRuntime:
         """Open `component` on `device`.
 
         Raises:
-            UsageError: a precision that the graph does not have, a provider that does not run this device, or one that
-                records no CUDA graphs.
+            UsageError: a precision that the graph does not have, a provider that does not run this device, one that
+                records no CUDA graphs, or weights held in part on another device than the CPU.
             DeviceError: the device or the provider is not here, or the session would run elsewhere, or in
-                TF32 without leave.
+                TF32 without leave; or the system cannot hold weights in part.
             BadArtifact: the graph or its weights do not load.
             BadInput: an override has no weight of its name and shape.
             MissingDependency: a branch needs onnx, which is not installed.
         """
         row = provider_of(device, options)
+        if options.resident_weights is not None and row is not CPU:
+            raise UsageError(
+                f"ONNX Runtime holds weights in part on the CPU alone, not on {device}.", "Leave resident_weights out."
+            )
         computed = precision_of(component, row, options)
-        settings = _settings(component, options)
+        in_part = _in_part(component, options)
+        settings = _settings(component, options, in_part)
         check_listed(component)
         branched, held = _override(settings, component, overrides or {})
         with translated(component, device, None if row is CPU else row):
             graph, folder = component.graph_path, None
-            if options.cache and not overrides and row is CPU:
-                graph = optimized(component)
+            if options.cache and not overrides and row is CPU and not in_part:
+                kept = optimized(component, prepack=options.prepack)
+                graph = kept.path
+                if kept.ready:
+                    settings.graph_optimization_level = ort.GraphOptimizationLevel.ORT_DISABLE_ALL
             elif options.cache and not overrides and row.keeps:
                 folder = built_folder(component, row, version(row))
             asked = Asked(component, device, options, folder, bool(overrides))
@@ -87,13 +96,18 @@ class OrtRuntime:
                 if row is not CPU:
                     settings.add_session_config_entry(*no_fallback())
                 # without enable_fallback=0 the library prints a line and retries on the CPU, here and in each run
+                before = file_bytes() if in_part else 0
                 session = ort.InferenceSession(branched or str(graph), settings, providers=providers, enable_fallback=0)
         del held
+        resident = None
+        if in_part and options.resident_weights is not None:
+            files = [component.root / weights.path for weights in component.weights]
+            resident = Resident(files, in_part, options.resident_weights, before)
         ran = check_placement(component, device, row, session)
         _check_names(component, session)
         placement = Placement(self.name, ran, str(device), computed)
         memory = HOST if row.memory == "cpu" else Memory(row.memory, device.index or 0)
-        return OrtSession(component, session, placement, Ways(memory, options.cuda_graphs, row.alone))
+        return OrtSession(component, session, placement, Ways(memory, options.cuda_graphs, row.alone, resident))
 
     def describe(self, graph: Path) -> tuple[dict[str, TensorSpec], dict[str, TensorSpec]]:
         """Inputs and outputs of a graph that no manifest describes.
@@ -114,12 +128,23 @@ class OrtRuntime:
         )
 
 
-def _settings(component: Component, options: Options) -> ort.SessionOptions:
+def _in_part(component: Component, options: Options) -> int:
+    """Bytes of the weights, where they shall not all be held; 0 where they may be."""
+    if options.resident_weights is None:
+        return 0
+    found = external_bytes(component.graph_path)
+    return found if found > options.resident_weights else 0
+
+
+def _settings(component: Component, options: Options, in_part: int) -> ort.SessionOptions:
     settings = ort.SessionOptions()
     settings.log_severity_level = 4
     settings.intra_op_num_threads = options.threads
     settings.enable_cpu_mem_arena = options.arena
-    if not options.prepack:
+    if in_part:
+        # beyond this level convolutions get weights in a layout of their own, which are copies
+        settings.graph_optimization_level = ort.GraphOptimizationLevel.ORT_ENABLE_EXTENDED
+    if not options.prepack or in_part:
         settings.add_session_config_entry("session.disable_prepacking", "1")
     # ONNX Runtime would round activations to int8 in front of few-bit weights, which only some recipes want
     level = str(component.precision.get("accuracy_level", 0))

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import threading
 from collections.abc import Mapping
-from contextlib import nullcontext
+from contextlib import AbstractContextManager, nullcontext
 from dataclasses import dataclass
 from typing import Any
 
@@ -18,15 +18,20 @@ from ..core.tensors import Array, DeviceTensor, DType, TensorSpec, check_owner, 
 from .base import Placement
 from .ort_binding import HOST, Memory, Recorder, compute
 from .ort_errors import translated
+from .resident import Resident
 
 
 @dataclass(frozen=True)
 class Ways:
-    """How a session runs: where its device tensors lie, whether its work is recorded, and one call at a time."""
+    """How a session runs: where its device tensors lie, whether its work is recorded, and one call at a time.
+
+    resident: holds its weights in part; None: they are all held.
+    """
 
     memory: Memory = HOST
     records: bool = False
     alone: bool = False
+    resident: Resident | None = None
 
 
 class OrtSession:
@@ -50,6 +55,7 @@ class OrtSession:
         self._session: ort.InferenceSession | None = session
         self._recorder = Recorder(session, component.outputs, ways.memory) if ways.records else None
         self._turn = threading.Lock() if ways.alone else nullcontext()
+        self._resident = ways.resident
 
     def to_device(self, array: Array) -> DeviceTensor:
         """A copy of the array on the session's device."""
@@ -70,7 +76,7 @@ class OrtSession:
     def run(self, tensors: Mapping[str, Array | DeviceTensor]) -> dict[str, Array]:
         session = self._checked(tensors)
         arrays = {n: np.asarray(t, order="C") for n, t in tensors.items() if not isinstance(t, DeviceTensor)}
-        with translated(self._component), self._turn:
+        with translated(self._component), self._turn, self._held():
             if self._memory.host and len(arrays) == len(tensors) and self._recorder is None:
                 return dict(zip(self.outputs, session.run(list(self.outputs), arrays), strict=True))
             if self._recorder is None:
@@ -80,7 +86,7 @@ class OrtSession:
 
     def run_on_device(self, tensors: Mapping[str, Array | DeviceTensor]) -> dict[str, DeviceTensor]:
         session = self._checked(tensors)
-        with translated(self._component), self._turn:
+        with translated(self._component), self._turn, self._held():
             if self._recorder is None:
                 values = compute(session, _values(tensors), self.outputs, self._memory)
             else:
@@ -94,6 +100,9 @@ class OrtSession:
 
     def close(self) -> None:
         self._session = self._recorder = None
+
+    def _held(self) -> AbstractContextManager[None]:
+        return self._resident.working() if self._resident is not None else nullcontext()
 
     def _checked(self, tensors: Mapping[str, Array | DeviceTensor]) -> ort.InferenceSession:
         check_tensors(self.inputs, tensors, self.owner)

@@ -9,7 +9,7 @@ import pytest
 from vitrify.core.errors import UsageError
 from vitrify.core.registry import load_runtime
 from vitrify.runtimes.base import Options
-from vitrify.runtimes.options import SPECIAL, check_options, option_kind, options_for, parse_options
+from vitrify.runtimes.options import SPECIAL, check_options, left_out, option_kind, options_for, parse_options
 
 
 @dataclass
@@ -43,7 +43,7 @@ def test_a_text_that_is_no_option_is_told(text: str, said: str) -> None:
 
 
 def test_every_special_option_is_one_and_does_nothing_by_itself() -> None:
-    names = {f.name for f in fields(Options)}
+    names = {f.name for f in fields(Options)} - {"optional"}
     assert set(SPECIAL) < names
     assert not any(getattr(Options(), name) for name in SPECIAL)
     assert {option_kind(name) for name in names} == {bool, int, str}
@@ -55,6 +55,15 @@ def test_an_option_that_no_runtime_takes_is_refused() -> None:
         check_options([EAGER], Options(compile="whole", cuda_graphs=True))
     with pytest.raises(UsageError, match=r"openvino has no option provider.*none of its own"):
         check_options([load_runtime("openvino")], Options(provider="cuda"))
+
+
+def test_an_optional_one_that_no_runtime_takes_is_left_out() -> None:
+    options = Options(cuda_graphs=True, resident_weights=5, optional=("resident_weights",))
+    with pytest.raises(UsageError, match=r"torch has no option cuda_graphs[.]"):
+        check_options([EAGER], options)
+    assert left_out([EAGER], options) == ["resident_weights"]
+    assert left_out([PLAN], options) == []
+    assert options_for(EAGER, options).resident_weights is None
 
 
 def test_each_runtime_gets_its_own_options() -> None:

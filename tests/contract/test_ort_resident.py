@@ -1,0 +1,130 @@
+"""Weights of which few are held: the same numbers, from files that are given back."""
+
+from __future__ import annotations
+
+import re
+import sys
+import threading
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import pytest
+
+pytest.importorskip("onnxruntime", reason="needs vitrify[onnx]")
+if sys.platform != "linux":
+    pytest.skip("needs Linux, which says what a process maps", allow_module_level=True)
+
+import vitrify
+from vitrify.core.artifact import Artifact, Component
+from vitrify.core.device import Device
+from vitrify.core.errors import DeviceError
+from vitrify.core.registry import load_runtime
+from vitrify.proof.parity import sample_inputs
+from vitrify.runtimes import resident
+from vitrify.runtimes.base import Options, Session
+from vitrify.runtimes.initializers import external_bytes
+from vitrify.runtimes.resident import Resident, file_bytes
+
+LIMIT = 10_000  # bytes
+
+
+@pytest.fixture
+def denoiser(unet_model: Any) -> Component:
+    """Random, in float32: weights that are stored in float16 are computed in a copy."""
+    component: Component = unet_model.components["onnx"]
+    assert external_bytes(component.graph_path) > 3 * LIMIT
+    return component
+
+
+def inputs(component: Component, seed: int = 1) -> dict[str, Any]:
+    return sample_inputs(component, component.details["checks"][0], seed=seed)
+
+
+def opened(component: Component, **options: object) -> Session:
+    session: Session = load_runtime("onnx").open(component, Device("cpu"), Options(threads=1, **options))  # type: ignore[arg-type]
+    return session
+
+
+def held(file: Path) -> int:
+    """Bytes of a file that this process holds through its mappings."""
+    found, inside = 0, False
+    for line in Path("/proc/self/smaps").read_text().splitlines():
+        if re.match(r"[0-9a-f]+-[0-9a-f]+ ", line):
+            inside = line.endswith(str(file.resolve()))
+        elif inside and line.startswith("Rss:"):
+            found += int(line.split()[1]) * 1024
+    return found
+
+
+def test_it_computes_the_same_and_holds_nothing_afterwards(denoiser: Component) -> None:
+    (weights,) = (denoiser.root / one.path for one in denoiser.weights)
+    tensors = inputs(denoiser)
+    mapped = opened(denoiser, resident_weights=LIMIT)
+    # without the layouts of its own the library computes in another order
+    plain = opened(denoiser).run(tensors)["out_sample"]
+    first = mapped.run(tensors)["out_sample"]
+    assert np.abs(first - plain).max() < 1e-5 * np.ptp(plain)
+    assert held(weights) < LIMIT
+    for _ in range(3):
+        assert (mapped.run(tensors)["out_sample"] == first).all()
+    assert held(weights) < LIMIT
+    mapped.close()
+
+
+def test_several_calls_at_once_give_what_each_gives_alone(denoiser: Component) -> None:
+    session = opened(denoiser, resident_weights=LIMIT)
+    given = [inputs(denoiser, seed=number) for number in range(3)]
+    alone = [session.run(one)["out_sample"] for one in given]
+    found: dict[int, np.ndarray] = {}
+    threads = [
+        threading.Thread(target=lambda n=number: found.update({n: session.run(given[n])["out_sample"]}))
+        for number in range(3)
+    ]
+    for thread in threads:
+        thread.start()
+    for thread in threads:
+        thread.join()
+    assert all((found[number] == alone[number]).all() for number in range(3))
+
+
+def test_weights_that_fit_are_held_as_usual(denoiser: Component) -> None:
+    tensors = inputs(denoiser)
+    fitting = opened(denoiser, resident_weights=external_bytes(denoiser.graph_path))
+    assert (fitting.run(tensors)["out_sample"] == opened(denoiser).run(tensors)["out_sample"]).all()
+
+
+def test_weights_that_are_computed_in_a_copy_are_refused(diffusion_artifact: Path) -> None:
+    """Those of the built-in model are stored in float16."""
+    component = Artifact.load(diffusion_artifact).components["unet"]
+    with pytest.raises(DeviceError, match=r"cannot be held in part: the library copied \d+ MB") as caught:
+        opened(component, resident_weights=LIMIT)
+    assert "Leave resident_weights out" in caught.value.fix
+
+
+def test_what_a_graph_stores_outside_is_counted(denoiser: Component) -> None:
+    from safetensors.numpy import load_file
+
+    stored = [load_file(denoiser.root / one.path) for one in denoiser.weights]
+    assert external_bytes(denoiser.graph_path) == sum(array.nbytes for file in stored for array in file.values())
+
+
+def test_a_system_that_does_not_tell_is_an_error(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(resident, "_PROC", Path("/nowhere"))
+    with pytest.raises(DeviceError, match="the system does not tell what a process holds"):
+        file_bytes()
+    with pytest.raises(DeviceError, match="the system does not tell what a process maps"):
+        Resident([], 0, 0, 0)
+
+
+def test_the_small_preset_draws_the_same_picture(diffusion_artifact: Path) -> None:
+    from vitrify.pipelines.presets import opened_with
+    from vitrify.proof.quality import psnr
+
+    options, offload = opened_with("small", Options(threads=1), "auto")
+    pictures = []
+    for more in ({}, {"options": options, "offload": offload}):
+        pipeline = vitrify.load(diffusion_artifact, "cpu", **more)
+        pictures.append(np.asarray(pipeline.generate("a red apple", steps=3, seed=1).images[0]))  # type: ignore[attr-defined]
+        pipeline.close()
+    assert psnr(*pictures) > 45
