@@ -1,7 +1,8 @@
 """Steps that take the deep features of an earlier one and compute only what stands around them.
 
-Neighbouring steps have nearly the same deep features (DeepCache: Ma et al., arXiv 2312.00858). export/step_cache.py
-cuts the graphs; here it is decided when to use which.
+Neighbouring steps have nearly the same deep features (DeepCache: Ma et al., arXiv 2312.00858): of a UNet what its last
+layers get from below, of a transformer what all blocks but the first ones add. export/step_cache.py cuts the graphs;
+here it is decided when to use which.
 """
 
 from __future__ import annotations
