@@ -132,6 +132,7 @@ bench: $(VENV)/.ready
 bench-peers: $(VENV)/.ready
 	$(RUN) vitrify.bench.peers.environments --work $(BENCH)
 	$(RUN) vitrify.bench.first --work $(BENCH) --only peers
+	$(RUN) vitrify.bench.first --work $(BENCH) --only less
 
 lint: $(VENV)/.ready .typecheck/vitrify
 	$(RUN) ruff check .

@@ -89,8 +89,15 @@ StepCacheGraph = Annotated[
     int | None,
     typer.Option(
         "--step-cache",
-        help="Also a graph of so many of the UNet's last layers, 1 to 3, for steps that take features of earlier ones.",
+        help="Also a graph of so few of the denoiser's layers, 1 to 3, for steps that take features of earlier ones.",
         metavar="LAYERS",
+    ),
+]
+PromptOnce = Annotated[
+    bool,
+    typer.Option(
+        "--prompt-once",
+        help="Also the denoiser in two graphs: what the prompt decides is computed once, and not in each step.",
     ),
 ]
 Offline = Annotated[

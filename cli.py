@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import errno
 import sys
-import traceback
 from pathlib import Path
 from typing import Annotated
 
@@ -19,6 +18,7 @@ from .arguments import (
     Offline,
     PredictionType,
     PreviewVae,
+    PromptOnce,
     Revision,
     StepCacheGraph,
     Token,
@@ -27,33 +27,42 @@ from .arguments import (
     Variant,
     Verify,
 )
-from .cli_bench import bench_app
-from .cli_compile import compile
-from .cli_doctor import doctor
-from .cli_generate import generate
-from .cli_loadgen import loadgen
-from .cli_run import classify, use
-from .cli_serve import serve, serve_key
-from .cli_sweep import sweep
-from .cli_tune import tune
+from .cli_late import late_group
+from .cli_saving import DecoderOption, GuidanceEvery, GuidanceInterval, PresetOption, StepCacheOption
 from .core.errors import BadInput, Cancelled, DiskError, UsageError, VitrifyError
+
+_LESS = "Less work"
+
+# each command's module and name, in the order of --help
+COMMANDS = {
+    "doctor": "cli_doctor:doctor",
+    "export": "cli:export",
+    "compile": "cli_compile:compile",
+    "verify": "cli:verify",
+    "inspect": "cli:inspect",
+    "generate": "cli_generate:generate",
+    "classify": "cli_run:classify",
+    "sweep": "cli_sweep:sweep",
+    "tune": "cli_tune:tune",
+    "loadgen": "cli_loadgen:loadgen",
+    "serve": "cli_serve:serve",
+    "serve-key": "cli_serve:serve_key",
+    "demo": "cli:demo",
+    "cache": "cli:cache_app",
+    "bench": "cli_bench:bench_app",
+}
 
 app = typer.Typer(
     name="vitrify",
+    cls=late_group({name: f"{__package__}.{where}" for name, where in COMMANDS.items()}),
     help="Turn diffusion pipelines and image classifiers into compiled artifacts; prove, run, benchmark them.",
     no_args_is_help=True,
     add_completion=False,
     pretty_exceptions_enable=False,
 )
 cache_app = typer.Typer(help="The cache of graphs and exported models.", no_args_is_help=True)
-app.add_typer(cache_app, name="cache")
-app.add_typer(bench_app, name="bench")
 
 
-app.command()(doctor)
-
-
-@app.command()
 def export(
     source: Annotated[
         str,
@@ -73,6 +82,7 @@ def export(
     vae: Vae = None,
     preview_vae: PreviewVae = None,
     step_cache: StepCacheGraph = None,
+    prompt_once: PromptOnce = False,
     revision: Revision = None,
     variant: Variant = None,
     token: Token = None,
@@ -86,7 +96,7 @@ def export(
     from .export.changed import Changes
     from .export.job import ExportJob, configs_from, find_source
 
-    changes = Changes(tome, vae, preview_vae, step_cache)
+    changes = Changes(tome, vae, preview_vae, step_cache, prompt_once)
     changes.check()
     graphs = None if graph_from is None else Artifact.load(graph_from)
     with screen.progress() as report:
@@ -109,13 +119,11 @@ def export(
     for note in done.notes:
         print(note)
     screen.print_proofs(done.artifact)
+    from .cli_run import use
+
     print(f"{target} is ready: vitrify {use(done.artifact)}".replace("ARTIFACT", str(target)))
 
 
-app.command()(compile)
-
-
-@app.command()
 def verify(
     artifact: Annotated[Path, typer.Argument(help="An artifact's folder.")],
     against: Annotated[str | None, typer.Option(help="A source or another artifact; default: its own source.")] = None,
@@ -128,11 +136,52 @@ def verify(
     ] = None,
     clip: Annotated[Path | None, typer.Option(help="Folder of a CLIP model: measure CLIP scores too.")] = None,
     html: Annotated[Path | None, typer.Option(help="Write the proofs, with the pictures, as a page.")] = None,
+    preset: PresetOption = None,
+    step_cache: StepCacheOption = None,
+    guidance_interval: GuidanceInterval = None,
+    guidance_every: GuidanceEvery = None,
+    decoder: DecoderOption = None,
+    min_psnr: Annotated[
+        float | None, typer.Option(help="dB on average that pictures of less work must have.", rich_help_panel=_LESS)
+    ] = None,
+    min_ssim: Annotated[
+        float | None, typer.Option(help="And their SSIM on average.", max=1.0, rich_help_panel=_LESS)
+    ] = None,
+    steps: Annotated[
+        int | None, typer.Option(help="Of each of these pictures; default: 20.", min=1, rich_help_panel=_LESS)
+    ] = None,
+    guidance: Annotated[
+        float | None, typer.Option(help="Of these pictures; default: the model's own.", rich_help_panel=_LESS)
+    ] = None,
     json: Json = False,
 ) -> None:
-    """Check an artifact's hashes, trace its weights, and compare numbers and pictures. Exits with 3 where it fails."""
-    from .export.verify import verify_artifact
+    """Check an artifact's hashes, trace its weights, and compare numbers and pictures. Exits with 3 where it fails.
 
+    With an option that leaves out some of a picture's work: compare such pictures with those of all the work instead.
+    """
+    from .export.verify import verify_artifact
+    from .export.verify_less import STEPS, Less, verify_less
+    from .pipelines.guiding import parse_interval
+
+    saving = {
+        "preset": preset, "step_cache": step_cache, "guidance_every": guidance_every,
+        "guidance_interval": parse_interval(guidance_interval) if guidance_interval is not None else None,
+        "decoder": decoder.value if decoder is not None else None,
+    }  # fmt: skip
+    saving = {name: value for name, value in saving.items() if value is not None}
+    less = Less(saving, min_psnr, min_ssim, STEPS if steps is None else steps, guidance)
+    if less:
+        if revision or variant or token:
+            raise UsageError(
+                "Less work is measured beside an artifact.", "Leave --revision, --variant and --token out."
+            )
+        with screen.progress() as report:
+            measured = verify_less(artifact, less, against, lpips=lpips, clip=clip, html=html, report=report)
+        if json:
+            screen.print_json({"artifact": str(artifact), "proof": measured.proof})
+        else:
+            screen.print_pictures(measured)
+        return
     with screen.progress() as report:
         proved = verify_artifact(
             artifact,
@@ -152,7 +201,6 @@ def verify(
         screen.print_proofs(proved)
 
 
-@app.command()
 def inspect(
     artifact: Annotated[Path, typer.Argument(help="An artifact's folder.")],
     checksums: Annotated[bool, typer.Option("--checksums", help="Also hash every file.")] = False,
@@ -199,16 +247,6 @@ def inspect(
     print("checksums: " + (screen.checksums(hashed, unhashed) if checksums else "not run (--checksums)"))
 
 
-app.command()(generate)
-app.command()(classify)
-app.command()(sweep)
-app.command()(tune)
-app.command()(loadgen)
-app.command()(serve)
-app.command("serve-key")(serve_key)
-
-
-@app.command()
 def demo(
     output: Annotated[Path, typer.Option("--output", "-o", help="Folder for pictures, table and page.")] = Path(
         "vitrify-demo"
@@ -298,6 +336,8 @@ def main() -> None:
         if isinstance(exc, OSError) and exc.errno is not None:
             screen.print_error(_of_the_system(exc), as_json)
             sys.exit(2)
+        import traceback
+
         traceback.print_exc()
         fault = VitrifyError(
             f"{type(exc).__name__}: {exc}", "This is a fault of vitrify: report it with the lines above."

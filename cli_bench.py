@@ -71,6 +71,24 @@ def run(
         int | None, typer.Option(help="Denoising steps; default: 20.", rich_help_panel=_MATRIX, min=1)
     ] = None,
     guidance: Annotated[float | None, typer.Option(help="Guidance; default: 7.5.", rich_help_panel=_MATRIX)] = None,
+    preset: Annotated[
+        list[str] | None,
+        typer.Option("--preset", help="As none,fast: what of a picture's work is left out.", rich_help_panel=_MATRIX),
+    ] = None,
+    step_cache: Annotated[
+        list[str] | None,
+        typer.Option("--step-cache", help="As none,3,0.1.", rich_help_panel=_MATRIX),
+    ] = None,
+    guidance_every: Annotated[
+        list[str] | None, typer.Option("--guidance-every", help="As 1,2.", rich_help_panel=_MATRIX)
+    ] = None,
+    guidance_interval: Annotated[
+        list[str] | None,
+        typer.Option("--guidance-interval", help="As none,0.1:0.8.", rich_help_panel=_MATRIX),
+    ] = None,
+    decoder: Annotated[
+        list[str] | None, typer.Option("--decoder", help="As vae,preview.", rich_help_panel=_MATRIX)
+    ] = None,
     device: Annotated[str | None, typer.Option(help="cpu, cuda:0, ...; default: cpu.", rich_help_panel=_MATRIX)] = None,
     calibration: Annotated[
         Path | None,
@@ -104,6 +122,8 @@ def run(
     given: dict[str, Any] = {
         "runtime": split(runtime), "quant": recipes_in(quant), "size": split(size), "batch": _numbers(batch, "batch"),
         "threads": _numbers(threads, "threads"), "steps": steps, "guidance": guidance, "device": device,
+        "preset": split(preset), "step_cache": split(step_cache), "guidance_every": split(guidance_every),
+        "guidance_interval": split(guidance_interval), "decoder": split(decoder),
         "calibration": calibration, "rounds": rounds, "seconds": seconds, "calls": calls, "timeout": timeout,
     }  # fmt: skip
     suite = suite_of(specs, given)

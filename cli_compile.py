@@ -20,6 +20,7 @@ from .arguments import (
     Offline,
     PredictionType,
     PreviewVae,
+    PromptOnce,
     Revision,
     StepCacheGraph,
     Token,
@@ -92,6 +93,7 @@ def compile(
     vae: Vae = None,
     preview_vae: PreviewVae = None,
     step_cache: StepCacheGraph = None,
+    prompt_once: PromptOnce = False,
     verify: Verify = None,
     force: Force = False,
     precision: Annotated[
@@ -162,7 +164,7 @@ def compile(
     if target.startswith("tensorrt"):
         built.check(target)
 
-    changes = Changes(tome, vae, preview_vae, step_cache)
+    changes = Changes(tome, vae, preview_vae, step_cache, prompt_once)
     changes.check()
     with screen.progress() as report:
         told: list[str] = []

@@ -52,6 +52,13 @@ from .cli_pictures import (
     net_artifact,
 )
 from .cli_run import artifact_of, need
+from .cli_saving import (
+    DecoderOption,
+    GuidanceEvery,
+    GuidanceInterval,
+    PresetOption,
+    StepCacheOption,
+)
 
 if TYPE_CHECKING:
     from .pipelines.control import ControlNet, ControlUnit
@@ -92,14 +99,17 @@ def generate(
     vae_tile: Annotated[
         int | None, typer.Option(help="Side in pixels of the tiles that the VAE works in.", min=64)
     ] = None,
-    step_cache: Annotated[
-        str | None,
-        typer.Option(
-            "--step-cache",
-            help="3: every third step is computed whole; 0.1: as few as keep the features within a tenth.",
-            metavar="STEPS|SHARE",
-        ),
-    ] = None,
+    preset: PresetOption = None,
+    prompt_cache: Annotated[
+        bool, typer.Option("--prompt-cache", help="Keep encoded prompts on disk: known ones open no text encoder.")
+    ] = False,
+    free_text_encoders: Annotated[
+        bool, typer.Option("--free-text-encoders", help="Close them once the prompt is encoded.")
+    ] = False,
+    step_cache: StepCacheOption = None,
+    guidance_interval: GuidanceInterval = None,
+    guidance_every: GuidanceEvery = None,
+    decoder: DecoderOption = None,
     hook: Hooks = None,
     batch: Annotated[int, typer.Option(help="Pictures; the seed grows by 1 for each.", min=1)] = 1,
     rng: Annotated[str, typer.Option(help="cpu: torch's CPU numbers; philox: CUDA's.")] = "cpu",
@@ -130,12 +140,14 @@ def generate(
     from .pipelines.adapters import parse_lora
     from .pipelines.budget import parse_bytes
     from .pipelines.control import ControlUnit
+    from .pipelines.guiding import parse_interval
     from .pipelines.hooks import hooks_of
     from .pipelines.images import check_png_path, open_image, picture_paths, save_png
     from .pipelines.load import load
     from .pipelines.placing import parse_place
+    from .pipelines.presets import opened_with
     from .pipelines.random import random_seed
-    from .pipelines.step_cache import StepCache
+    from .pipelines.saving import Saving
 
     seed = random_seed() if seed is None else seed
     paths = picture_paths(output, prompt, seed, batch)
@@ -147,9 +159,12 @@ def generate(
     bound = parse_bytes(memory) if memory is not None else None
     loras = dict(parse_lora(one) for one in lora or [])
     controls = controls_given(control, controlnet, control_from, control_strength, control_start, control_end)
-    if step_cache is not None:
-        StepCache.parse(step_cache)  # told before a model is fetched for it
+    between = parse_interval(guidance_interval) if guidance_interval is not None else None
+    saving: dict[str, Any] = {"step_cache": step_cache, "guidance_interval": between, "guidance_every": guidance_every}
+    saving |= {"decoder": decoder.value if decoder is not None else None, "preset": preset}
+    Saving.of(**saving)  # told before a model is fetched for it
     options = runtime_options(threads, prepack, arena, runtime_cache, hint, streams, precision, static, runtime_option)
+    options, shared = opened_with(preset, options, offload.value)
     placed = parse_place(place) if place is not None else None
     with screen.progress() as report:
         artifact = artifact_of(
@@ -157,7 +172,8 @@ def generate(
         )
         need(artifact, ("text2img", "img2img", "inpaint"), "generate")
         opened = load(
-            artifact, device, options=options, runtime=runtime, memory=bound, place=placed, offload=offload.value,
+            artifact, device, options=options, runtime=runtime, memory=bound, place=placed, offload=shared,
+            prompt_cache=prompt_cache, free_text_encoders=free_text_encoders,
             say=lambda s: screen.say(f"device: {s}"),
         )  # fmt: skip
         pipeline = cast("DiffusionPipeline", opened)
@@ -191,7 +207,7 @@ def generate(
                 strength=strength,
                 control=units,
                 loras=loras,
-                step_cache=step_cache,
+                **saving,
                 hooks=hooks,
                 on_step=lambda s: report(Event("step", s.number, s.total, "steps")),
             )

@@ -145,21 +145,33 @@ def artifact_of(
     control: its denoiser shall take a ControlNet's residuals. changes: what else its export changes.
     The rest is as the options of these names have it.
     """
-    from .export.changed import NO_CHANGES
-    from .export.resolve import artifact_for
+    from .export.given import given_artifact
 
-    artifact = artifact_for(
+    artifact = given_artifact(
         model,
         revision=revision,
         variant=variant,
-        token=token,
-        offline=True if offline else None,  # without --offline the environment decides
         config=config,
         prediction_type=prediction_type,
         control=control,
-        changes=changes or NO_CHANGES,
-        report=report,
+        changes=changes,
     )
+    if artifact is None:
+        from .export.changed import NO_CHANGES
+        from .export.resolve import artifact_for
+
+        artifact = artifact_for(
+            model,
+            revision=revision,
+            variant=variant,
+            token=token,
+            offline=True if offline else None,  # without --offline the environment decides
+            config=config,
+            prediction_type=prediction_type,
+            control=control,
+            changes=changes or NO_CHANGES,
+            report=report,
+        )
     failed = screen.failure_of(artifact)
     if failed is not None:
         screen.say(f"warning: this artifact failed its proof: {failed}")

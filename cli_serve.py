@@ -10,6 +10,7 @@ import typer
 
 from . import screen
 from .arguments import Json, Offline, Offload, OffloadOption, Place, RuntimeOption, RuntimeOptions, Threads
+from .cli_saving import PresetOption
 from .core.errors import MissingDependency, UsageError
 
 _LIMITS, _SAFETY, _RAY, _WORDS = "Limits", "Who may call", "Engine", "LoRAs, embeddings and hooks"
@@ -34,6 +35,7 @@ def serve(
     runtime_option: RuntimeOptions = None,
     place: Place = None,
     offload: OffloadOption = Offload.AUTO,
+    preset: PresetOption = None,
     queue: Annotated[int | None, typer.Option(help="Jobs that may wait; default 32.", rich_help_panel=_LIMITS)] = None,
     timeout: Annotated[
         float | None, typer.Option(help="Seconds that a job may take; default 600.", rich_help_panel=_LIMITS)
@@ -95,7 +97,7 @@ def serve(
         "runtime_option": runtime_option, "place": place, "offload": offload.value if offload != "auto" else None,
         "queue": queue, "timeout": timeout, "memory_budget": memory_budget, "worker_memory": worker_memory,
         "rate": rate, "grace": grace, "pinned": pin, "keys": keys, "no_keys": no_keys or None,
-        "lora_folder": lora_folder, "embedding": embedding, "hook": hook,
+        "lora_folder": lora_folder, "embedding": embedding, "hook": hook, "preset": preset,
     }  # fmt: skip
     if engine is not Engine.RAY and (replicas or ray_address):
         raise UsageError("--replicas and --ray-address are of another engine.", "Add --engine ray.")

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from pathlib import Path
-from typing import Annotated
+from typing import Annotated, Any
 
 import typer
 
@@ -49,6 +49,7 @@ from .cli_pictures import (
     net_artifact,
 )
 from .cli_run import artifact_of
+from .cli_saving import DecoderOption, GuidanceEvery, GuidanceInterval, PresetOption, StepCacheOption
 from .core.errors import UsageError
 
 _AXES = "Axes"
@@ -96,6 +97,11 @@ def sweep(
     lora_folder: LoraFolder = None,
     embedding: Embeddings = None,
     hook: Hooks = None,
+    preset: PresetOption = None,
+    step_cache: StepCacheOption = None,
+    guidance_interval: GuidanceInterval = None,
+    guidance_every: GuidanceEvery = None,
+    decoder: DecoderOption = None,
     rng: Annotated[str, typer.Option(help="cpu: torch's CPU numbers; philox: CUDA's.")] = "cpu",
     calibration: Annotated[
         Path | None, typer.Option(help="A file of prompts, one a line, for recipes that need some.")
@@ -104,7 +110,7 @@ def sweep(
         bool | None,
         typer.Option(
             "--warm-up/--no-warm-up",
-            help="A step before the first picture of a size; default: with an axis of runtimes, recipes or threads.",
+            help="Before the first picture of a size; default: with axes of runtimes, recipes, threads or less work.",
         ),
     ] = None,
     device: DeviceOption = None,
@@ -127,6 +133,7 @@ def sweep(
     json: Json = False,
 ) -> None:
     """Draw pictures over up to three axes, with a labelled grid and a table. Exits with 0 where one could be drawn."""
+    from .bench.saved import saved
     from .bench.sweep.axes import check_option, parse_axes, sets
     from .bench.sweep.given import Control, Given
     from .bench.sweep.job import SweepJob
@@ -148,6 +155,12 @@ def sweep(
         raise UsageError("No recipe that is swept needs calibration.", "Leave --calibration out.")
     for name in ("steps", "guidance", "seed", "width", "height", "scheduler", "rng", "runtime", "strength"):
         check_option(name, context.params[name])
+    left_out: dict[str, Any] = {
+        "preset": preset, "step_cache": step_cache, "guidance_interval": guidance_interval,
+        "guidance_every": guidance_every, "decoder": decoder and decoder.value,
+    }  # fmt: skip
+    given_too = {name: value for name, value in left_out.items() if value is not None}
+    saving: dict[str, Any] = {n: saved(n, str(v), f"--{n.replace('_', '-')}") for n, v in given_too.items()}
     base = Settings(
         prompt or "",
         negative_prompt,
@@ -164,6 +177,7 @@ def sweep(
         mask=None if mask is None else str(mask),
         strength=strength,
         lora=tuple(lora or ()),
+        **saving,
     )
     controls = controls_given(control, controlnet, control_from, control_strength, control_start, control_end)
     options = runtime_options(

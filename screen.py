@@ -12,8 +12,6 @@ from typing import Any
 
 from .core.errors import VitrifyError
 from .core.progress import Event, Report
-from .proof.words import in_words
-from .quant.support import WHAT_WAS_MEASURED
 
 FAILED = "failed"
 
@@ -116,19 +114,29 @@ def failure_of(artifact: Any) -> str | None:
 
 def print_proofs(artifact: Any) -> None:
     """What was proved, on stdout."""
+    from .proof.words import in_words
+
     rows = [
         [n, *(in_words(c.proof.get(k, "not run")) for k in ("graph", "weights", "numeric"))]
         for n, c in artifact.components.items()
     ]
     table(rows, ["component", "graph proof", "weights proof", "numeric proof"])
-    images, labels = artifact.proof.get("images"), artifact.proof.get("labels")
-    if isinstance(images, dict):
-        print(f"pictures: {in_words(images)}")
+    labels = artifact.proof.get("labels")
+    print_pictures(artifact)
     if isinstance(labels, dict):
         print(f"labels: {in_words(labels)}")
     failed = failure_of(artifact)
     if failed is not None:
         print(f"FAILED: {failed}")
+
+
+def print_pictures(artifact: Any) -> None:
+    """How near the pictures of a proof were, on stdout."""
+    from .proof.words import in_words
+
+    images = artifact.proof.get("images")
+    if isinstance(images, dict):
+        print(f"pictures: {in_words(images)}")
 
 
 def changes(artifact: Any) -> list[str]:
@@ -156,6 +164,8 @@ def plans(artifact: Any) -> list[str]:
 
 def print_recipes(recipes: dict[str, Any]) -> None:
     """Which recipe runs on which target, and what speaks against it, on stdout."""
+    from .quant.support import WHAT_WAS_MEASURED
+
     targets = list(dict.fromkeys(target for row in recipes.values() for target in row["targets"]))
     rows = [
         [name, *("yes" if row["targets"][t]["runs"] else "no" for t in targets), row["buys"]]

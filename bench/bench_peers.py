@@ -6,7 +6,8 @@ It is not among those that `make bench` runs: it needs the environments that `ma
 from __future__ import annotations
 
 import sys
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Mapping, Sequence
+from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
@@ -14,7 +15,18 @@ from ..core.errors import BadInput
 from .measure import Case
 from .models import SD15
 from .peers import formats
-from .peers.table import EAGER, FORMATS, IDENTICAL_DB, Peer, home, inductor, peers, run_by, source, variables
+from .peers.table import (
+    EAGER,
+    FORMATS,
+    IDENTICAL_DB,
+    Peer,
+    home,
+    inductor,
+    peers,
+    run_by,
+    source,
+    variables,
+)
 from .preparing import OFFLINE, disk, forget, is_made, keep, record, required, untimed
 from .suite import Bench, Comparison
 from .summary import Columns
@@ -25,31 +37,49 @@ if TYPE_CHECKING:
 
 MODEL = SD15[0]
 PROMPT, SEED = "a photograph of an astronaut riding a horse", 7
-SIDE, STEPS, GUIDANCE = 256, 4, 7.5
+SIDE, GUIDANCE = 256, 7.5
 LATENTS = (1, 4, SIDE // 8, SIDE // 8)
 
 
-def cases(work: Path) -> list[Case]:
-    return [_case(peer, work) for peer in peers()]
+@dataclass(frozen=True)
+class Picture:
+    """What every row of a bench draws: a name for its files, and denoising steps."""
+
+    name: str
+    steps: int
+
+    @property
+    def title(self) -> str:
+        return f"Stable Diffusion 1.5, {SIDE}x{SIDE}, {self.steps} steps with guidance"
+
+    def reference(self, work: Path) -> Path:
+        return home(work) / f"{self.name}.png"
+
+    def drawn(self, peer: Peer, work: Path) -> Path:
+        return home(work) / "pictures" / self.name / f"{slug(peer.name)}.png"
+
+    def command(self, peer: Peer, model: Path, target: Path, work: Path, draws: int) -> list[str]:
+        words = [*run_by(peer.environment, work), peer.tool, str(model), "--variant", peer.variant]
+        words += ["--noise", str(_noise(work)), "--picture", str(target), "--draws", str(draws)]
+        words += ["--prompt", PROMPT, "--seed", str(SEED), "--side", str(SIDE), "--steps", str(self.steps)]
+        return [*words, "--guidance", str(GUIDANCE)]
 
 
-def _case(peer: Peer, work: Path) -> Case:
-    picture = home(work) / "pictures" / f"{slug(peer.name)}.png"
-    command = [*run_by(peer.environment, work), *_draw(peer.tool, peer.model(work), peer.variant, picture, work)]
+def cases_of(rows: Sequence[Peer], picture: Picture, work: Path) -> list[Case]:
+    """One case a row, each beside the reference."""
+    return [_case(peer, picture, work) for peer in rows]
+
+
+def _case(peer: Peer, picture: Picture, work: Path) -> Case:
+    target = picture.drawn(peer, work)
     return Case(
         peer.name,
-        command,
+        picture.command(peer, peer.model(work), target, work, peer.draws),
         variables(work),
-        group=PEERS_TITLE,
-        before=_before(peer, work, picture),
-        after=lambda _: {**_compared(picture, _reference(work)), **_sizes(peer, work)},
+        group=picture.title,
+        before=_before(peer, work, target),
+        after=lambda _: {**_compared(target, picture.reference(work)), **_sizes(peer, work)},
     )
-
-
-def _draw(tool: str, model: Path, variant: str, picture: Path, work: Path) -> list[str]:
-    words = [tool, str(model), "--variant", variant, "--noise", str(_noise(work)), "--picture", str(picture)]
-    words += ["--prompt", PROMPT, "--seed", str(SEED), "--side", str(SIDE), "--steps", str(STEPS)]
-    return [*words, "--guidance", str(GUIDANCE)]
 
 
 def _before(peer: Peer, work: Path, picture: Path) -> Callable[[], None]:
@@ -96,12 +126,13 @@ def _sizes(peer: Peer, work: Path) -> Mapping[str, float]:
     return {**disk([peer.model(work)], set()), **made}
 
 
-def prepare(work: Path) -> None:
+def prepare_for(picture: Picture, work: Path) -> None:
     """The model, its noise, the reference picture, and the formats; those that fail are told by their cases."""
-    untimed("making the random sd15", [sys.executable, "-m", "vitrify.bench.models", str(work / "models"), "sd15"])
+    for name in ("sd15", "tiny"):
+        untimed(f"making the random {name}", [sys.executable, "-m", "vitrify.bench.models", str(work / "models"), name])
     _lay_out(work)
     _make_noise(work)
-    _draw_reference(work)
+    _draw_reference(picture, work)
     for one in FORMATS.values():
         try:
             formats.make(one, work)
@@ -123,10 +154,10 @@ def _make_noise(work: Path) -> None:
     np.save(_noise(work), TorchCpuGenerator(SEED).normal(LATENTS))
 
 
-def _draw_reference(work: Path) -> None:
+def _draw_reference(picture: Picture, work: Path) -> None:
     """With vitrify's own environment, which has diffusers: so there is one even where a tool's cannot be built."""
-    target = _reference(work)
-    command = [*run_by(None, work), *_draw(EAGER.tool, source(work), "", target, work), "--draws", "1"]
+    target = picture.reference(work)
+    command = picture.command(replace(EAGER, environment=None), source(work), target, work, draws=1)
     _once("drawing the reference", target, command, source(work))
 
 
@@ -144,23 +175,20 @@ def _noise(work: Path) -> Path:
     return home(work) / "noise.npy"
 
 
-def _reference(work: Path) -> Path:
-    return home(work) / "reference.png"
-
-
 def slug(name: str) -> str:
     """A row's name as a file name."""
     return "-".join("".join(c if c.isalnum() or c in "._" else " " for c in name.lower()).split())
 
 
-PEERS_TITLE = f"Stable Diffusion 1.5, {SIDE}x{SIDE}, {STEPS} steps with guidance"
+SHORT = Picture("reference", 4)
+COLUMNS = Columns(
+    ("image_s", "first_image_s", "load_s", "compile_s", "step_ms", "peak_mb", "disk_mb", "psnr_db"),
+    ("image_s", "peak_mb"),
+)
 PEERS = Bench(
     "peers",
-    cases,
-    prepare,
-    (Comparison(PEERS_TITLE, EAGER.name),),
-    columns=Columns(
-        ("image_s", "first_image_s", "load_s", "compile_s", "step_ms", "peak_mb", "disk_mb", "psnr_db"),
-        ("image_s", "peak_mb"),
-    ),
+    lambda work: cases_of(peers(), SHORT, work),
+    lambda work: prepare_for(SHORT, work),
+    (Comparison(SHORT.title, EAGER.name),),
+    columns=COLUMNS,
 )

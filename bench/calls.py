@@ -37,6 +37,7 @@ def _drawing(pipeline: Any, spec: Spec) -> tuple[Callable[[], object], Series]:
             guidance=spec.guidance,
             seed=SEED,
             batch=spec.batch,
+            **spec.saving,
             **start,
         )
         timings = result.timings

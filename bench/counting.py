@@ -19,6 +19,7 @@ from ..core.artifact import Artifact, Component
 from ..core.errors import BadInput, VitrifyError
 from ..core.tensors import Array, TensorSpec
 from ..pipelines.load import family_of, open_artifact, pipeline_of
+from ..pipelines.step_cache import StepCache
 from ..runtimes.base import Placement
 from .calls import call_of
 from .flops import graph_work
@@ -97,13 +98,19 @@ def call_flops(artifact: Artifact, spec: Spec) -> int:
     """Operations of one call that `spec` describes, of an artifact in the format onnx: the call that a bench times.
 
     Raises:
-        BadInput, BadArtifact, MissingDependency: as `graph_work`; a component is missing, or the artifact does
-            something else than what is asked.
+        BadInput, BadArtifact, MissingDependency: as `graph_work`; a component is missing, the artifact does something
+            else than what is asked, or how often a graph runs depends on numbers.
         UsageError: the artifact neither labels nor draws.
     """
     does = task_of(artifact)
     if does != spec.task:
         raise BadInput(f"{artifact.root} does {does}, not {spec.task}.", "Name an artifact of this task.")
+    cache = spec.saved.get("step_cache")
+    if cache is not None and StepCache.parse(cache).change is not None:
+        raise BadInput(
+            f"With a step cache of {cache} the features decide how many steps are computed whole.",
+            "Count with a whole number, such as 3.",
+        )
     family = family_of(artifact)
     names = [name for name in (*family.components, *family.optional) if name in artifact.components]
     sessions = {name: CountingSession(artifact.components[name]) for name in names}

@@ -16,6 +16,7 @@ from types import FrameType
 from ..core.errors import VitrifyError
 from .bench_classify import CLASSIFY
 from .bench_export import EXPORT
+from .bench_less import LESS
 from .bench_peers import PEERS
 from .bench_quantize import QUANTIZE
 from .bench_serve import SERVE
@@ -29,8 +30,8 @@ from .summary import THRESHOLD, Columns, Row, Summary, to_json, to_table
 # in this order: quantize leaves what unet runs
 BENCHES = {bench.name: bench for bench in (EXPORT, CLASSIFY, QUANTIZE, UNET, VIT, SERVE)}
 
-# it needs environments of its own, and runs only where it is named
-EXTRA = {PEERS.name: PEERS}
+# they need environments of their own, and run only where they are named
+EXTRA = {bench.name: bench for bench in (PEERS, LESS)}
 
 
 def main(arguments: Sequence[str] | None = None) -> int:

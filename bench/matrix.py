@@ -10,13 +10,15 @@ from pathlib import Path
 from typing import Any
 
 from ..core.artifact import Artifact
-from ..core.errors import UsageError, VitrifyError
+from ..core.errors import BadInput, UsageError, VitrifyError
 from ..core.registry import RUNTIMES, load_runtime, runtime_names
 from ..quant.recipes import Recipe, recipe
 from ..quant.support import TARGETS, check
+from .saved import combined, refuse_saved
 from .spec import CLASSIFY, DRAWING, Spec
 
 STEPS, GUIDANCE = 20, 7.5
+UNCUT = ("torch", "aotinductor")  # compile leaves the shallow graph out of these
 ON_CPU = ("onnx", "openvino", "torch")
 Size = tuple[int, int]
 
@@ -28,6 +30,7 @@ class Axes:
     sizes: width and height in pixels. options: tables of `runtimes.base.Options`, one a value.
     steps, guidance: None: 20 and 7.5, or those of a model that is made for others, such as one of few steps.
     calibration: prompts or pictures for the recipes that need some.
+    saved: what of a picture's work is left out: name -> values, as `bench.saved` has them.
     """
 
     runtimes: tuple[str, ...] = ()
@@ -40,6 +43,7 @@ class Axes:
     guidance: float | None = None
     device: str = "cpu"
     calibration: Path | None = None
+    saved: Mapping[str, tuple[Any, ...]] = field(default_factory=dict)
 
 
 @dataclass(frozen=True)
@@ -102,7 +106,8 @@ def expand(name: str, source: str, artifact: Artifact, axes: Axes) -> Matrix:
     guidance = float(usual.get("guidance", GUIDANCE)) if axes.guidance is None else axes.guidance
     own = artifact.pipeline.get("size") or (0, 0)
     sizes: Sequence[Size | None] = (axes.sizes or ((int(own[1]), int(own[0])),)) if drawing else (None,)
-    for size, batch in product(sizes, axes.batches):
+    savings = list(combined(axes.saved)) if drawing else [{}]
+    for size, batch, saving in product(sizes, axes.batches, savings):
         for runtime, recipe_, threads, options in _hows(artifact, axes):
             spec = Spec(
                 model=name,
@@ -118,6 +123,7 @@ def expand(name: str, source: str, artifact: Artifact, axes: Axes) -> Matrix:
                 guidance=guidance if drawing else None,
                 threads=threads,
                 options=options,
+                saved=saving,
             )
             try:
                 refuse(spec, artifact, axes.calibration)
@@ -185,11 +191,14 @@ def refuse(spec: Spec, artifact: Artifact, calibration: Path | None) -> None:
 
     Raises:
         UsageError: the recipe does not run there, changes nothing, or wants pictures; the runtime opens no such format.
+        BadInput: the artifact has no graph or decoder for what is left out.
         MissingDependency: the runtime's library is not installed.
     """
     row = RUNTIMES.get(spec.runtime)
     if row is None or importlib.util.find_spec(row.library) is None:
         load_runtime(spec.runtime)  # says what is missing
+    if spec.draws:
+        refuse_saved(spec.saved, artifact)
     if as_it_is(spec, artifact):
         formats = {c.format for c in artifact.components.values()}
         if row is not None and not formats <= set(row.formats):
@@ -197,6 +206,8 @@ def refuse(spec: Spec, artifact: Artifact, calibration: Path | None) -> None:
                 f"{spec.runtime} does not open {', '.join(sorted(formats))}.", "Name the artifact it was compiled from."
             )
         return
+    if spec.saved.get("step_cache") is not None and spec.runtime in UNCUT:
+        raise BadInput(f"What is compiled for {spec.runtime} has no graph that takes deep features.", "Use onnx.")
     wanted: Recipe = recipe(spec.recipe)
     check(wanted, spec.runtime, artifact.components)
     if wanted.calibrated and spec.task == CLASSIFY and calibration_for(spec, calibration) is None:

@@ -7,6 +7,7 @@ from dataclasses import asdict, dataclass, field, fields
 from typing import Any
 
 from ..core.errors import BadInput
+from .saved import changes_pictures, drawn_with, said
 
 TEXT2IMG, CLASSIFY = "text2img", "classify"
 DRAWING = (TEXT2IMG, "img2img", "inpaint")
@@ -22,6 +23,7 @@ class Spec:
     task: "classify", or one of `DRAWING`. recipe: its id. batch: pictures a call.
     width, height: pixels; steps, guidance: of a diffusion pipeline; None of a classifier, whose preprocessing decides.
     threads: 0 leaves the choice to the runtime. options: of `runtimes.base.Options`, those that are not its defaults.
+    saved: what of a picture's work is left out, as `bench.saved` has it; those that are not as usual.
     """
 
     model: str
@@ -37,6 +39,17 @@ class Spec:
     guidance: float | None = None
     threads: int = 0
     options: Mapping[str, Any] = field(default_factory=dict)
+    saved: Mapping[str, Any] = field(default_factory=dict)
+
+    @property
+    def saving(self) -> dict[str, Any]:
+        """What `generate` is given of `saved`."""
+        return drawn_with(self.saved)
+
+    @property
+    def draws_otherwise(self) -> bool:
+        """Whether another picture comes out than of all the work."""
+        return changes_pictures(self.saved)
 
     @property
     def draws(self) -> bool:
@@ -55,11 +68,14 @@ class Spec:
 
     @property
     def asked(self) -> str:
-        """What a call is: "64x64 steps 20 batch 1", "batch 8"; cells that are asked the same compare."""
+        """What a call is: "64x64 steps 20 batch 1", "batch 8"; cells that are asked the same compare.
+
+        Those that leave out other work do not: they draw other pictures.
+        """
         size = [] if self.width is None else [f"{self.width}x{self.height}"]
         steps = [] if self.steps is None else [f"steps {self.steps}"]
         guidance = [] if self.guidance in (None, 7.5) else [f"guidance {self.guidance:g}"]
-        return " ".join([*size, *steps, *guidance, f"batch {self.batch}"])
+        return " ".join([*size, *steps, *guidance, *said(self.saved), f"batch {self.batch}"])
 
     @property
     def how(self) -> str:
@@ -67,7 +83,7 @@ class Spec:
         return " ".join(self.name.replace(f"{self.model} ", "", 1).replace(self.asked, "").split())
 
     def to_json(self) -> dict[str, Any]:
-        return {**asdict(self), "options": dict(self.options)}
+        return {**asdict(self), "options": dict(self.options), "saved": dict(self.saved)}
 
     @classmethod
     def from_json(cls, data: Mapping[str, Any]) -> Spec:

@@ -15,12 +15,14 @@ from ..core.errors import BadInput, UsageError
 from ..runtimes.base import Options
 from ..runtimes.options import option_kind
 from .matrix import Axes, Size, check_axes
+from .saved import SAVED, saved
 
 # what a file and the options call an axis -> the field of `Axes`
 _AXES = {
     **{"runtime": "runtimes", "quant": "recipes", "size": "sizes", "batch": "batches", "threads": "threads"},
     **{"options": "options", "steps": "steps", "guidance": "guidance", "device": "device"},
     "calibration": "calibration",
+    **dict.fromkeys(SAVED, "saved"),
 }
 _MODEL = ("source", "name", *_AXES)
 _RUN = ("rounds", "seconds", "timeout", "calls")
@@ -151,6 +153,8 @@ def axes_of(table: Mapping[str, Any], place: str, beside: Path | None = None) ->
             made = tuple(_whole(v, key, place) for v in values)
         elif key == "options":
             made = tuple(_options(v, place) for v in values)
+        elif key in SAVED:
+            made = tuple(_saved(key, v, place) for v in values)
         elif key in ("runtime", "quant"):
             made = tuple(_text(v, key, place) for v in values)
         elif key == "steps":
@@ -168,6 +172,8 @@ def axes_of(table: Mapping[str, Any], place: str, beside: Path | None = None) ->
             made = tuple(one for number, one in enumerate(made) if one not in made[:number])  # each once
         if made == ():
             raise BadInput(f"{place}: {key} is empty.", "Give at least one, or leave it out.")
+        if name == "saved":
+            made = {**axes.saved, key: made}
         axes = replace(axes, **{name: made})
     check_axes(axes)
     return axes
@@ -189,7 +195,7 @@ def size_of(value: Any, place: str = "size") -> Size:
 
 def _options(value: Any, place: str) -> dict[str, Any]:
     defaults = Options()
-    names = [f.name for f in fields(Options) if f.name != "threads"]
+    names = [f.name for f in fields(Options) if f.name not in ("threads", "optional")]
     if not isinstance(value, Mapping):
         raise BadInput(f"{place}: options are {value!r}.", "Write options = [{}, {prepack = false}].")
     _known(value, names, f"{place}, options")
@@ -198,6 +204,12 @@ def _options(value: Any, place: str) -> dict[str, Any]:
         if type(one) is not kind:
             raise BadInput(f"{place}: the option {key} is {one!r}.", f"Write one like {getattr(defaults, key)!r}.")
     return {key: one for key, one in value.items() if one != getattr(defaults, key)}
+
+
+def _saved(key: str, value: Any, place: str) -> str | int | None:
+    if isinstance(value, bool) or not isinstance(value, str | int | float):
+        raise BadInput(f"{place}: {key} is {value!r}.", f'Write it as an option takes it, such as {key} = ["none"].')
+    return saved(key, str(value), f"{place}: {key}")
 
 
 def _text(value: Any, key: str, place: str) -> str:

@@ -62,6 +62,7 @@ def run_cell(artifact: Path, spec: Spec, seconds: float, calls: int, started: fl
 
     from ..core.registry import load_runtime
     from ..pipelines.load import load, open_artifact
+    from ..pipelines.presets import opened_with
     from ..runtimes.base import Options
     from .timing import waited
 
@@ -71,8 +72,8 @@ def run_cell(artifact: Path, spec: Spec, seconds: float, calls: int, started: fl
     opened = open_artifact(artifact)
     found["load_s"] = time.perf_counter() - before
     before = time.perf_counter()
-    options = Options(threads=spec.threads, **spec.options)
-    pipeline: Any = load(opened, spec.device, options=options, runtime=spec.runtime)
+    options, offload = opened_with(spec.saved.get("preset"), Options(threads=spec.threads, **spec.options), "auto")
+    pipeline: Any = load(opened, spec.device, options=options, runtime=spec.runtime, offload=offload)
     found["compile_s"] = time.perf_counter() - before
     try:
         call, parts = call_of(pipeline, spec)

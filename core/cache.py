@@ -18,8 +18,6 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
-import platformdirs
-
 from .errors import Busy, DiskError, UsageError
 from .publish import locked, published
 
@@ -53,7 +51,7 @@ class Cache:
 
     def __init__(self, root: Path | None = None, limit: int | None = None) -> None:
         named = os.environ.get("VITRIFY_CACHE")
-        self.root = root or (Path(named) if named else Path(platformdirs.user_cache_dir("vitrify")))
+        self.root = root or (Path(named) if named else _users_folder())
         bound = os.environ.get("VITRIFY_CACHE_MAX", str(DEFAULT_LIMIT))
         if limit is None and not bound.isdigit():
             raise UsageError(f"VITRIFY_CACHE_MAX is {bound!r}.", "Set it to a number of bytes, such as 4000000000.")
@@ -128,6 +126,12 @@ class Cache:
                 if time.time() - left.stat().st_mtime > _ABANDONED:
                     shutil.rmtree(left, ignore_errors=True)
         return removed
+
+
+def _users_folder() -> Path:
+    import platformdirs
+
+    return Path(platformdirs.user_cache_dir("vitrify"))
 
 
 def _remove(path: Path) -> None:

@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import ctypes
-import importlib.metadata
 import os
 import platform
 from collections.abc import Iterable
@@ -22,9 +21,11 @@ _TRIM_THRESHOLD, _MMAP_THRESHOLD = -1, -3  # malloc.h
 
 def installed(distribution: str) -> str | None:
     """The version of a distribution; None where it is not installed."""
+    from importlib import metadata  # with email's parser and zipfile behind it: most commands ask for no version
+
     try:
-        return importlib.metadata.version(distribution)
-    except importlib.metadata.PackageNotFoundError:
+        return metadata.version(distribution)
+    except metadata.PackageNotFoundError:
         return None
 
 
@@ -46,6 +47,12 @@ def cpu_model() -> str:
     """The CPU's name; Linux does not tell it to `platform`, so there it is read from /proc."""
     names = [value for key, value in cpu_info() if key == "model name"]
     return names[0] if names else platform.processor() or platform.machine()
+
+
+def processor() -> list[str]:
+    """The CPU's name and, where the system tells, what instructions it has: what a library lays memory out for."""
+    flags = next((value for key, value in cpu_info() if key in ("flags", "Features")), "")
+    return [platform.machine(), cpu_model(), flags]
 
 
 def usable_cores() -> int:

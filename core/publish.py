@@ -12,8 +12,6 @@ from collections.abc import Iterator
 from contextlib import contextmanager, suppress
 from pathlib import Path
 
-from filelock import FileLock, Timeout
-
 from .errors import BadInput, Busy, DiskError
 
 _OLD = "-old"
@@ -108,6 +106,8 @@ def locked(target: Path) -> Iterator[None]:
     Raises:
         Busy: another process or thread holds it.
     """
+    from filelock import FileLock, Timeout  # brings asyncio, which who only reads an artifact has no use for
+
     lock = FileLock(target.parent / f".{target.name}.lock")
     try:
         lock.acquire(timeout=0)

@@ -6,14 +6,16 @@ An adapter imports its library at its own top; this table imports the adapter la
 from __future__ import annotations
 
 import importlib
-import importlib.metadata
 import importlib.util
 from collections.abc import Callable
 from contextlib import suppress
 from dataclasses import dataclass
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 from .errors import MissingDependency, UsageError, VitrifyError
+
+if TYPE_CHECKING:
+    from importlib.metadata import EntryPoint
 
 ENTRY_POINTS = "vitrify.runtimes"
 
@@ -44,8 +46,10 @@ def runtime_names() -> list[str]:
     return [*RUNTIMES, *(e.name for e in _added())]
 
 
-def _added() -> list[importlib.metadata.EntryPoint]:
-    return [e for e in importlib.metadata.entry_points(group=ENTRY_POINTS) if e.name not in RUNTIMES]
+def _added() -> list[EntryPoint]:
+    from importlib.metadata import entry_points  # looks into every distribution: only for a name that is not ours
+
+    return [e for e in entry_points(group=ENTRY_POINTS) if e.name not in RUNTIMES]
 
 
 def load_runtime(name: str) -> Any:

@@ -2,7 +2,8 @@
 
     python -m vitrify.demo.quality --work DIR
 
-A cell is a target with a recipe, such as "onnx:int8-weights". It passes when it reaches the bars of its recipe and
+A cell is a target with a recipe, such as "onnx:int8-weights", and maybe a preset that the painter draws with, such as
+"onnx:fp32:preset=fast". It passes when it reaches the bars of its recipe and
 loses no more than `Cell.points`; everything is compared with the float artifact on ONNX Runtime. Exit code 3 when one
 fails.
 """
@@ -20,41 +21,60 @@ from pathlib import Path
 from typing import Any, Protocol
 
 import numpy as np
-from PIL import Image, ImageDraw, ImageFont
+from PIL import Image
 
 from ..bench.machine import describe_machine, versions
 from ..core.artifact import Artifact, is_artifact
 from ..core.errors import ProofFailed, UsageError, VitrifyError
 from ..core.progress import Event, Report, silent
 from ..pipelines.load import load
+from ..pipelines.presets import preset_named
 from ..proof.quality import agreement, psnr, ssim
 from ..quant.recipes import Recipe, recipe
 from ..quant.support import check
 from ..runtimes.base import Options
 from .emoji import EXPRESSIONS, EmojiSet, captions
 from .evaluate import MODELS, caption_pictures, held_out_views, nearest_right, training_pictures
+from .quality_shown import PAINTER, READER, contact_sheet, to_markdown
 
 CELLS = (
     *("onnx:int8-weights", "openvino:int8-weights", "onnx:int4-weights:group=32", "openvino:int4-weights:group=32"),
     *("openvino:nf4-weights", "torch:nf4-weights", "onnx:int8-static", "openvino:int8-static", "onnx:int8-dynamic"),
 )
-PAINTER, READER = "emoji-diffusion", "emoji-emotions"
 MAIN = {PAINTER: "unet", READER: "model"}  # what a cell must change for the model to be asked about it
 GUIDANCE, SCHEDULER, BATCH = 3.0, "ddim", 8  # as the painter's card has them
+LESS_PSNR = 28.0  # dB that a preset's pictures must reach beside those of all the work
+_PRESET = ":preset="
 CALIBRATION_SEED, CALIBRATION_VIEWS = 1001, 2  # other views of the trained glyphs than the held-out ones
-_SIDE, _LABEL, _LINE, _GAP = 96, 150, 15, 4  # pixels of the sheet
 
 
 @dataclass(frozen=True)
 class Cell:
-    """A target with a recipe."""
+    """A target with a recipe. preset: what the painter draws with; None: all of the work."""
 
     to: str
     recipe: Recipe
+    preset: str | None = None
 
     @property
     def id(self) -> str:
-        return f"{self.to}:{self.recipe.id}"
+        return f"{self.to}:{self.recipe.id}" + (f"{_PRESET}{self.preset}" if self.preset else "")
+
+    @property
+    def as_exported(self) -> bool:
+        """Whether nothing has to be compiled for it."""
+        return self.recipe.lossless and self.to == "onnx"
+
+    @property
+    def min_psnr(self) -> float:
+        """dB, on average, of the painter's pictures."""
+        return min(self.recipe.min_psnr, LESS_PSNR) if self.preset else self.recipe.min_psnr
+
+    def asks(self, model: str) -> bool:
+        """Whether it changes what this model answers."""
+        if self.preset is not None:
+            return model == PAINTER
+        return self.recipe.applies_to(MAIN[model])
 
     @property
     def points(self) -> float:
@@ -121,7 +141,8 @@ class Drawing:
         try:
             for number, (prompts, seed) in enumerate(rows):
                 self._report(Event(f"draw with {cell.id}", number, len(rows), "batches"))
-                settings = {"steps": self._asked.steps, "guidance": GUIDANCE, "scheduler": SCHEDULER}
+                settings: dict[str, Any] = {"steps": self._asked.steps, "guidance": GUIDANCE, "scheduler": SCHEDULER}
+                settings["preset"] = cell.preset
                 images += pipeline.generate(prompts, seed=seed, **settings).images
         finally:
             pipeline.close()
@@ -146,7 +167,7 @@ class Drawing:
         }
 
     def failures(self, cell: Cell, row: Mapping[str, Any], reference: Mapping[str, Any]) -> list[str]:
-        failed, least = [], max(cell.recipe.min_psnr, self._asked.min_psnr)
+        failed, least = [], max(cell.min_psnr, self._asked.min_psnr)
         if row["psnr_db"] < least:
             failed.append(f"PSNR {row['psnr_db']:.1f} dB, at least {least:g} is asked for")
         for key, what in (("captions_right", "captions"), ("expressions_right", "expressions")):
@@ -179,18 +200,22 @@ class Reading:
 
 
 def parse_cells(text: str) -> list[Cell]:
-    """The cells of a list such as "onnx:int8-weights,openvino:int4-weights:group=32,symmetric=no".
+    """The cells of a list such as "openvino:int4-weights:group=32,symmetric=no,onnx:fp32:preset=fast".
 
     Raises:
-        UsageError: an unknown target or recipe, or one that does not run there.
+        UsageError: an unknown target, recipe or preset, or a recipe that does not run there.
     """
     cells = []
     for part in re.split(r",(?=[a-z-]+:)", text):  # a comma before an option of a recipe divides no cells
-        to, colon, id = part.strip().partition(":")
+        whole, said, preset = part.strip().partition(_PRESET)
+        to, colon, id = whole.partition(":")
         if not colon:
             raise UsageError(f"{part!r} is no cell.", "Give a target and a recipe, as in onnx:int8-weights.")
-        cells.append(Cell(to, recipe(id)))
-        check(cells[-1].recipe, to, MAIN.values())
+        if said:
+            preset_named(preset)
+        cells.append(Cell(to, recipe(id), preset if said else None))
+        if not (said and cells[-1].as_exported):
+            check(cells[-1].recipe, to, MAIN.values())
     return cells
 
 
@@ -235,10 +260,13 @@ def evaluate(
         report(Event(model, note=f"{model}: {FLOAT.id}"))
         reference = exam.answer(sources[model], FLOAT)
         found[model] = [{"cell": FLOAT.id, "mb": _megabytes(sources[model]), **exam.figures(reference, reference)}]
-        for cell in (c for c in cells if c.recipe.applies_to(MAIN[model])):
+        for cell in (c for c in cells if c.asks(model)):
             report(Event(model, note=f"{model}: {cell.id}"))
             try:
-                made = _compiled(sources[model], work / "cells" / model / cell.id.replace(":", "-"), cell, exam, report)
+                source = sources[model]
+                if cell.preset is not None:
+                    source = _exported(work / "artifacts" / f"{model}-step-cache", model, report, step_cache=1)
+                made = _compiled(source, work / "cells" / model / cell.id.replace(":", "-"), cell, exam, report)
                 row = {"mb": _megabytes(made), **exam.figures(exam.answer(made, cell), reference)}
                 failed = exam.failures(cell, row, found[model][0])
             except VitrifyError as exc:
@@ -256,15 +284,17 @@ def _write(work: Path, results: Mapping[str, Any]) -> None:
     (work / "quality.md").write_text(to_markdown(results), encoding="utf-8")
 
 
-def _exported(target: Path, model: str, report: Report) -> Artifact:
+def _exported(target: Path, model: str, report: Report, step_cache: int | None = None) -> Artifact:
     if not is_artifact(target):
-        from ..export.job import ExportJob, find_source
+        from ..export.job import export_model
 
-        ExportJob(find_source(str(MODELS / model)), target, report=report).run()
+        export_model(MODELS / model, target, step_cache=step_cache, report=report)
     return Artifact.load(target)
 
 
 def _compiled(source: Artifact, target: Path, cell: Cell, exam: Exam, report: Report) -> Artifact:
+    if cell.as_exported:
+        return source
     from ..export.compile import CompileJob
 
     calibration = exam.calibration if cell.recipe.calibrated else None
@@ -301,70 +331,16 @@ def _share(given: Sequence[str], meant: Sequence[str]) -> float:
 
 
 def _megabytes(artifact: Artifact) -> float:
-    return sum(w.bytes for c in artifact.components.values() for w in c.weights) / 1e6
-
-
-def contact_sheet(names: Sequence[str], drawn: Mapping[str, Drawn]) -> Image.Image:
-    """Rows: captions; columns: cells. A red line beneath a picture: another caption's training picture is nearer."""
-    step = _SIDE + _GAP
-    heads = [re.sub("[:,]", "\n", cell) for cell in drawn]
-    under = _GAP + _LINE * max(head.count("\n") + 1 for head in heads)
-    sheet = Image.new("RGB", (_LABEL + step * len(drawn), under + step * len(names)), "white")
-    pen, font = ImageDraw.Draw(sheet), ImageFont.load_default(12)
-    for row, name in enumerate(names):
-        pen.text((_GAP, under + row * step + _SIDE // 2 - _LINE // 2), name, fill="black", font=font)
-    for column, (head, pictures) in enumerate(zip(heads, drawn.values(), strict=True)):
-        left = _LABEL + column * step
-        pen.multiline_text((left, 2), head, fill="black", font=font, spacing=1)
-        for row, (picture, right) in enumerate(zip(pictures.captions, pictures.right, strict=True)):
-            top = under + row * step
-            sheet.paste(Image.fromarray(picture).resize((_SIDE, _SIDE), Image.Resampling.LANCZOS), (left, top))
-            if not right:
-                pen.rectangle((left, top + _SIDE, left + _SIDE - 1, top + _SIDE + 2), fill="red")
-    return sheet
-
-
-# column -> (key, format)
-_COLUMNS = {
-    PAINTER: {
-        "PSNR, mean dB": ("psnr_db", ".1f"), "median": ("median_psnr_db", ".1f"), "worst": ("min_psnr_db", ".1f"),
-        "SSIM": ("ssim", ".4f"), "captions drawn right": ("captions_right", ".1%"),
-        "expressions read right": ("expressions_right", ".1%"), "MB": ("mb", ".1f"),
-    },
-    READER: {
-        "agrees with fp32": ("agreement", ".1%"), "largest change of a score": ("max_score_difference", ".3f"),
-        "accuracy": ("accuracy", ".1%"), "MB": ("mb", ".1f"),
-    },
-}  # fmt: skip
-_BESIDE = ("psnr_db", "median_psnr_db", "min_psnr_db", "ssim", "agreement", "max_score_difference")
-
-
-def to_markdown(results: Mapping[str, Any]) -> str:
-    """One table a model, the cells that fail with their reasons, and what it ran on."""
-    asked, parts = results["settings"], []
-    for model, rows in results["models"].items():
-        about = f"{rows[0].get('pictures')} new views of trained glyphs"
-        if model == PAINTER:
-            about = f"{len(rows[0]['psnr_db_each'])} captions, seven expressions with {asked['seeds']} seeds, "
-            about += f"{asked['scheduler']}, {asked['steps']} steps, guidance {asked['guidance']:g}"
-        table = [["cell", *_COLUMNS[model], "verdict"], ["---"] * (len(_COLUMNS[model]) + 2)]
-        for row in rows:
-            # float32 beside itself says nothing
-            shown = [k in row and not (row is rows[0] and k in _BESIDE) for k, _ in _COLUMNS[model].values()]
-            cells = [format(row[k], f) if s else "" for s, (k, f) in zip(shown, _COLUMNS[model].values(), strict=True)]
-            table.append([row["cell"], *cells, row.get("verdict", "")])
-        parts.append(f"{model}: {about}.\n\n" + "\n".join(f"| {' | '.join(line)} |" for line in table))
-        parts += [f"FAIL {model} {row['cell']}: {'; '.join(row['failed'])}." for row in rows if row.get("failed")]
-    machine, versions = results["machine"], results["versions"]
-    ran = ", ".join(f"{name} {version}" for name, version in versions.items())
-    parts.append(f"{results['date']}. {machine['cpu']}, {machine['usable_cores']} cores, {machine['system']}. {ran}.")
-    return "\n\n".join(parts) + "\n"
+    """All weights, each file once: a shallow graph has those of the whole one."""
+    return sum({w.path: w.bytes for c in artifact.components.values() for w in c.weights}.values()) / 1e6
 
 
 def main(arguments: Sequence[str] | None = None) -> int:
     parser = argparse.ArgumentParser(prog="python -m vitrify.demo.quality", description=(__doc__ or "").split("\n")[0])
     parser.add_argument("--work", type=Path, required=True, help="folder for the emoji package, artifacts and results")
-    parser.add_argument("--cells", default=",".join(CELLS), help="TARGET:RECIPE,... (default %(default)s)")
+    parser.add_argument(
+        "--cells", default=",".join(CELLS), help="TARGET:RECIPE[:preset=NAME],... (default %(default)s)"
+    )
     parser.add_argument("--only", choices=tuple(MAIN), help="ask one model")
     parser.add_argument("--prompts", type=int, default=Asked.prompts, help="captions drawn (default %(default)s)")
     parser.add_argument("--seeds", type=int, default=Asked.seeds, help="of each expression (default %(default)s)")

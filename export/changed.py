@@ -18,7 +18,7 @@ from .families.pipelines import CHECKS
 from .families.vae import PREVIEW_DECODER
 from .source import Source, SourceComponent
 from .spec import Config
-from .step_cache import DEPTHS
+from .step_cache import DENOISERS, DEPTHS
 from .vae_source import VaeSource, vae_source
 
 VAE = "vae"  # its folder in a diffusers model
@@ -30,13 +30,14 @@ class Changes:
 
     tome: the share of tokens that the UNet merges. vae: a folder or hub id, of the VAE to take in place of the own one.
     preview_vae: likewise, of a VAE whose decoder draws previews. step_cache: layers of the graph for steps that take
-    kept features; see step_cache.py.
+    kept features; see step_cache.py. prompt_once: what the prompt decides is computed once; see prompt_part.py.
     """
 
     tome: float | None = None
     vae: str | None = None
     preview_vae: str | None = None
     step_cache: int | None = None
+    prompt_once: bool = False
 
     @classmethod
     def of(cls, model: Mapping[str, Any]) -> Changes:
@@ -47,13 +48,13 @@ class Changes:
         depth = model.get("step_cache")
         return cls(
             float(ratio) if isinstance(ratio, int | float) else None, vae, preview,
-            depth if isinstance(depth, int) else None,
+            depth if isinstance(depth, int) else None, bool(model.get("prompt_once")),
         )  # fmt: skip
 
     def given(self) -> list[str]:
         """The options that were given."""
         values: dict[str, object] = {"--tome": self.tome, "--vae": self.vae, "--preview-vae": self.preview_vae}
-        values |= {"--step-cache": self.step_cache}
+        values |= {"--step-cache": self.step_cache, "--prompt-once": self.prompt_once or None}
         return [option for option, value in values.items() if value is not None]
 
     def check(self) -> None:
@@ -89,6 +90,8 @@ class Changes:
             source = with_preview(source, found)
         if self.step_cache is not None:
             source = with_kept_features(source, self.step_cache)
+        if self.prompt_once:
+            source = with_prompt_once(source)
         return source if self.tome is None else merging(source, self.tome)
 
 
@@ -117,14 +120,25 @@ def merging(source: Source, ratio: float) -> Source:
 
 
 def with_kept_features(source: Source, depth: int) -> Source:
-    """The source, which shall get a shallow graph of so many layers beside its UNet's.
+    """The source, which shall get a shallow graph of so many layers beside its denoiser's.
 
     Raises:
-        UsageError: it has no UNet.
+        UsageError: it has no denoiser.
     """
-    if all(part.spec.name != "unet" for part in source.components):
-        raise UsageError(f"{source.given} has no UNet, whose features could be kept.", "Leave --step-cache out.")
+    if all(part.spec.name not in DENOISERS for part in source.components):
+        raise UsageError(f"{source.given} has no denoiser, whose features could be kept.", "Leave --step-cache out.")
     return replace(source, settings={**source.settings, "step_cache": depth})
+
+
+def with_prompt_once(source: Source) -> Source:
+    """The source, whose denoiser shall also be cut into what the prompt decides and the rest.
+
+    Raises:
+        UsageError: it has no denoiser.
+    """
+    if all(part.spec.name not in DENOISERS for part in source.components):
+        raise UsageError(f"{source.given} has no denoiser that takes a prompt.", "Leave --prompt-once out.")
+    return replace(source, settings={**source.settings, "prompt_once": True})
 
 
 def with_vae(source: Source, vae: VaeSource) -> Source:

@@ -13,6 +13,7 @@ from ..core.errors import BadInput, NotFinite, ProofFailed, UsageError
 from ..core.progress import Event, Report, silent
 from ..core.publish import link_or_copy, published
 from ..pipelines.control import is_residual
+from ..pipelines.prompt_part import PROMPT, STEP, is_cut
 from ..pipelines.step_cache import DEEP, SHALLOW
 from ..proof.evidence import FOLDER, Evidence, keep_pictures
 from ..proof.numeric import NUMERIC_LIMIT, prove_numbers
@@ -92,7 +93,7 @@ class CompileJob:
             components: dict[str, Component] = {}
             for number, (name, component) in enumerate(self.artifact.components.items()):
                 self.report(Event(f"compile {name}", number, len(self.artifact.components), "components"))
-                if not name.endswith(SHALLOW):  # which is cut out of the whole one
+                if not is_cut(component):  # which comes out of the whole one
                     made_of = self._component(component, samples.get(name, []), root)
                     components |= {one.name: one for one in made_of}
             if self.to == "openvino":
@@ -133,9 +134,9 @@ class CompileJob:
                 link_or_copy(path, root / name)
 
     def _component(self, component: Component, samples: list[dict[str, Any]], root: Path) -> list[Component]:
-        """The component below `root`, and the shallow graph of it where the artifact has one."""
+        """The component below `root`, and what was cut out of it where the artifact has that."""
         if self.to == "onnx":
-            return self._with_shallow(self.quantized(component, samples, root), component)
+            return self._with_cuts(self.quantized(component, samples, root), component)
         if self.to in ("torch", "aotinductor"):
             from .aotinductor import write_package
             from .torch_target import write_torch
@@ -149,35 +150,43 @@ class CompileJob:
         with tempfile.TemporaryDirectory(prefix=".side-", dir=root) as side:
             if self.recipe.weights == "nf4":
                 wanted = self.recipe if self.recipe.applies_to(component.name) else None
-                parts, own = self._with_shallow(component, None), wanted
+                parts, own = self._with_cuts(component, None), wanted
             else:
-                parts, own = self._with_shallow(self.quantized(component, samples, Path(side)), component), None
+                parts, own = self._with_cuts(self.quantized(component, samples, Path(side)), component), None
             if self.to == "openvino":
                 from .ir import write_ir
+                from .ir_shared import share_constants
 
                 folders = [_folder(component), *(part.name for part in parts[1:])]
-                return [
+                whole, *cuts = [
                     write_ir(part, root, recipe=own, folder=folder, report=self.report)
                     for part, folder in zip(parts, folders, strict=True)
                 ]
+                return [whole, *(share_constants(part, whole) for part in cuts)]
             from .plan import build_plan
 
             return [build_plan(p, root, flavour=self.to, options=self.plan, report=self.report) for p in parts]
 
-    def _with_shallow(self, made: Component, source: Component | None) -> list[Component]:
-        """The component, and the shallow graph that the artifact has of it, with the same numbers.
+    def _with_cuts(self, made: Component, source: Component | None) -> list[Component]:
+        """The component, and the graphs that the artifact has cut out of it, with the same numbers.
 
         Args:
             source: what `made` was made of, so that it is cut again; None: it is the artifact's own.
         """
-        shallow = self.artifact.components.get(made.name + SHALLOW)
-        if shallow is None:
-            return [made]
+        whole, has = [made.name, made.name + SHALLOW], self.artifact.components
+        names = [*whole, *(name + kind for name in whole for kind in (PROMPT, STEP))]
         if source is None:
-            return [made, shallow]
-        from .step_cache import cut_in_place
+            return [has[name] for name in names if name in has]
+        parts = {made.name: made}
+        if whole[1] in has:
+            from .step_cache import cut_in_place
 
-        return list(cut_in_place(made, int(shallow.details["step_cache"]["depth"])).values())
+            parts = cut_in_place(made, int(has[whole[1]].details["step_cache"]["depth"]))
+        if made.name + STEP in has:
+            from .prompt_part import prompt_parts
+
+            parts |= prompt_parts(parts, made.name)
+        return list(parts.values())
 
     def quantized(self, component: Component, samples: list[dict[str, Any]], root: Path) -> Component:
         """The component below `root`, in ONNX with the recipe's numbers."""
@@ -208,6 +217,7 @@ class CompileJob:
         for name in ("revision", "variant", "config", "prediction_type", "tome", "vae", "preview_vae", "step_cache"):
             value = source.model.get(name)
             command += [f"--{name.replace('_', '-')}", str(value)] if value else []
+        command += ["--prompt-once"] if source.model.get("prompt_once") else []
         if any(is_residual(name) for component in components.values() for name in component.inputs):
             command.append("--control")
         return new_artifact(
@@ -222,7 +232,7 @@ class CompileJob:
         )
 
     def _numeric(self, made: Artifact, notes: list[str]) -> Artifact:
-        need = 3 * sum(w.bytes for c in self.artifact.components.values() for w in c.weights)
+        need = 3 * sum({w.path: w.bytes for c in self.artifact.components.values() for w in c.weights}.values())
         if self.to.startswith("tensorrt"):
             notes.append("numeric proof not run: plans run on an NVIDIA GPU alone")
             return made
@@ -273,6 +283,7 @@ def compile_model(
     vae: str | Path | None = None,
     preview_vae: str | Path | None = None,
     step_cache: int | None = None,
+    prompt_once: bool = False,
     report: Report = silent,
 ) -> Artifact:
     """Compile an artifact, or a model that is exported into the cache first, into the folder `target`.
@@ -286,7 +297,7 @@ def compile_model(
         revision, variant, token, offline: of a hub id.
         config, prediction_type: of a single checkpoint, see `open_single_file`.
         control: of a model: its denoiser shall take a ControlNet's residuals.
-        tome, vae, preview_vae, step_cache: of a model: see `export_model`.
+        tome, vae, preview_vae, step_cache, prompt_once: of a model: see `export_model`.
 
     Raises:
         VitrifyError: one of its kinds; nothing half-written is left.
@@ -295,7 +306,10 @@ def compile_model(
     from .resolve import artifact_for
 
     paths = {"vae": vae, "preview_vae": preview_vae}
-    changes = Changes(tome, step_cache=step_cache, **{n: None if p is None else str(p) for n, p in paths.items()})
+    changes = Changes(
+        tome, step_cache=step_cache, prompt_once=prompt_once,
+        **{n: None if p is None else str(p) for n, p in paths.items()},
+    )  # fmt: skip
     changes.check()
     found = artifact_for(
         str(artifact),

@@ -17,6 +17,7 @@ from ..core.publish import disk_errors
 from ..core.registry import load_runtime
 from ..core.safetensors_header import read_tensor
 from ..core.tensors import Array
+from ..pipelines.prompt_part import is_cut
 from ..quant.recipes import Recipe
 from ..quant.weights import Quantized, fitting_group, nf4_values, packed, quantize_nf4
 from .quantize import external_weights, find_layers, kept_dtype
@@ -180,7 +181,7 @@ def _to_nf4(
         digest.update(quantized.scales.astype(np.float16).tobytes())
         _insert(opset13, constants[name], quantized, bytes_, alive)
         done.add(name)
-    if not done:
+    if not done and not is_cut(component):  # a part of what was quantized may have none of its layers
         raise BadInput(f"{component.name} has no layer that {recipe.id} would quantize.", "Use another recipe.")
     for name, entry in entries.items():
         if name not in done and name in constants and entry.dtype == "F32" and kept_dtype(entry) == "F16":

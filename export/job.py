@@ -29,11 +29,12 @@ from .hub import fetch, is_hub_id
 from .layout import write_layout
 from .libraries import export_libraries
 from .link import link_weights
+from .prompt_part import prompt_parts
 from .provenance import built_files, new_artifact
 from .reference import reference_artifact
 from .single_file.source import open_single_file
 from .source import Source, SourceComponent, control_settings, open_source, with_residuals
-from .step_cache import cut_in_place
+from .step_cache import cut_in_place, denoiser_of
 from .swap import entries_by_name, graph_from_artifact
 
 
@@ -147,7 +148,9 @@ class ExportJob:
                 components[part.spec.name] = self._component(part, root, cache, hashes, notes)
             depth = self.source.settings.get("step_cache")
             if isinstance(depth, int):
-                components |= cut_in_place(components["unet"], depth)
+                components |= cut_in_place(denoiser_of(components), depth)
+            if self.source.settings.get("prompt_once"):
+                components |= prompt_parts(components, denoiser_of(components).name)
             artifact = self._artifact(root, pipeline, components)
             artifact = self._numeric(artifact, notes)
             artifact.with_hashes().save()
@@ -214,7 +217,7 @@ class ExportJob:
         words = ["vitrify", "export", self.source.given]
         said = {"revision": self.source.revision, "variant": self.source.variant, **self.source.settings}
         for option, value in said.items():
-            words += [f"--{option.replace('_', '-')}", str(value)] if value else []
+            words += [f"--{option.replace('_', '-')}", *([] if value is True else [str(value)])] if value else []
         words += [] if self.graphs is None else ["--graph-from", str(self.graphs.root)]
         words += ["--control"] if self.control else []
         words += [] if self.verify is None else ["--verify" if self.verify else "--no-verify"]
@@ -263,6 +266,7 @@ def export_model(
     vae: str | Path | None = None,
     preview_vae: str | Path | None = None,
     step_cache: int | None = None,
+    prompt_once: bool = False,
     report: Report = silent,
 ) -> Artifact:
     """Export a diffusers or transformers folder, a single checkpoint or a hub id to the folder `target`.
@@ -275,6 +279,7 @@ def export_model(
         vae: a folder or hub id, of the VAE to take in place of the source's.
         preview_vae: likewise, of a VAE whose decoder draws previews.
         step_cache: 1 to 3: also a shallow graph, for steps that take deep features of earlier ones.
+        prompt_once: also its denoiser in two graphs, so that what the prompt decides is computed once.
         verify: prove the numbers against PyTorch; None: where that needs less than 1 GB.
         replace: an artifact that lies there may be replaced.
 
@@ -283,7 +288,10 @@ def export_model(
     """
     graphs = None if graph_from is None else Artifact.load(Path(graph_from))
     paths = {"vae": vae, "preview_vae": preview_vae}
-    changes = Changes(tome, step_cache=step_cache, **{n: None if p is None else str(p) for n, p in paths.items()})
+    changes = Changes(
+        tome, step_cache=step_cache, prompt_once=prompt_once,
+        **{n: None if p is None else str(p) for n, p in paths.items()},
+    )  # fmt: skip
     changes.check()
     found = find_source(
         str(source),

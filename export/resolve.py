@@ -2,19 +2,17 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping
 from contextlib import ExitStack
 from pathlib import Path
 
-from ..core.artifact import Artifact, hash_file, is_artifact
+from ..core.artifact import Artifact, hash_file
 from ..core.cache import Cache, key_of
-from ..core.errors import BadInput, Busy, UsageError
+from ..core.errors import BadInput, Busy
 from ..core.machine import installed
 from ..core.progress import Event, Report, silent
-from ..pipelines.control import is_residual
-from ..pipelines.foreign import is_foreign
 from ..pipelines.load import open_artifact
 from .changed import NO_CHANGES, Changes
+from .given import given_artifact
 from .graph import OPSET
 from .graphs import FORM
 from .hub import is_hub_id
@@ -51,13 +49,13 @@ def artifact_for(
         Busy: another process is exporting the same source into the cache.
         VitrifyError: it is neither, cannot be exported, or is larger than the cache.
     """
-    folder = Path(given)
-    # a file is a single checkpoint
-    plain = folder.is_file() or any((folder / name).is_file() for name in ("model_index.json", "config.json"))
-    if folder.exists() and (is_artifact(folder) or is_foreign(folder) or not plain):
-        refuse_source_options(folder, revision, variant)
-        return _opened(folder, {"--config": config, "--prediction-type": prediction_type}, control, changes)
-    if not folder.exists() and not is_hub_id(given):
+    here = given_artifact(
+        given, revision=revision, variant=variant, config=config, prediction_type=prediction_type, control=control,
+        changes=changes,
+    )  # fmt: skip
+    if here is not None:
+        return here
+    if not Path(given).exists() and not is_hub_id(given):
         raise BadInput(f"{given} does not exist.", "Give an artifact, a model's folder, or a hub id as owner/name.")
     source = find_source(
         given,
@@ -81,39 +79,6 @@ def artifact_for(
             "Raise VITRIFY_CACHE_MAX, or make it with `vitrify export` and name the artifact.",
         )
     return open_artifact(found / source.name)
-
-
-def refuse_source_options(folder: Path, revision: str | None, variant: str | None) -> None:
-    """Options that choose what is read of a source mean nothing for an artifact, and are not dropped without a word.
-
-    Raises:
-        UsageError: `folder` is an artifact's and one was given.
-    """
-    given = [name for name, value in (("--revision", revision), ("--variant", variant)) if value is not None]
-    if given and (is_artifact(folder) or is_foreign(folder)):
-        raise UsageError(
-            f"{' and '.join(given)} choose what is read of a source, and {folder} is an artifact.",
-            "Leave them out, or name the source.",
-        )
-
-
-def _opened(folder: Path, options: Mapping[str, str | None], control: bool, changes: Changes) -> Artifact:
-    """An artifact, where nothing is asked of it that only an export can do."""
-    for option, value in options.items():
-        if value is not None:
-            raise UsageError(f"{option} is for single checkpoints, and {folder} is none.", "Leave it out.")
-    if changes.given():
-        raise UsageError(
-            f"{' and '.join(changes.given())} change what is exported, and {folder} is an artifact.",
-            "Name the model, or export it again.",
-        )
-    artifact = open_artifact(folder)
-    inputs = [name for component in artifact.components.values() for name in component.inputs]
-    if control and not any(map(is_residual, inputs)):
-        raise UsageError(
-            f"{folder} is an artifact that takes no ControlNet.", "Export the model again, with --control."
-        )
-    return artifact
 
 
 def artifact_key(source: Source, control: bool = False) -> str:

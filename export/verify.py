@@ -8,13 +8,14 @@ from dataclasses import dataclass, field, replace
 from pathlib import Path
 from typing import Any
 
-from ..core.artifact import Artifact, is_artifact
+from ..core.artifact import Artifact, Component, is_artifact
 from ..core.cache import Cache, key_of
 from ..core.errors import BadInput, NotFinite, ProofFailed, UsageError
 from ..core.progress import Event, Report, silent
 from ..pipelines.control import is_residual
 from ..pipelines.foreign import is_foreign
 from ..pipelines.load import open_artifact
+from ..pipelines.prompt_part import DETAIL, is_cut
 from ..pipelines.step_cache import SHALLOW
 from ..proof.evidence import Evidence, keep_pictures, remove_pictures
 from ..proof.measures import Measure, open_measures
@@ -23,11 +24,11 @@ from ..proof.page import check_page_path, write_page
 from ..proof.weights import FileHashes, prove_weights
 from .bound import entries_for
 from .changed import Changes
+from .given import refuse_source_options
 from .graphs import graph_parts
 from .job import find_source, hub_source
 from .libraries import export_libraries
 from .reference import reference_artifact
-from .resolve import refuse_source_options
 from .single_file.source import SINGLE_FILES
 from .source import Source, with_residuals
 
@@ -204,7 +205,7 @@ def _trace(artifact: Artifact, source: Source, report: Report) -> Artifact:
     components = dict(artifact.components)
     with tempfile.TemporaryDirectory(prefix="vitrify-verify-") as side:
         for name, component in artifact.components.items():
-            if name.endswith(SHALLOW):
+            if is_cut(component):
                 continue  # the weights of the whole one
             if component.format != "onnx" or name not in parts or not exact(component):
                 kind = component.format if exact(component) else f"{component.precision.get('recipe')}"
@@ -217,7 +218,11 @@ def _trace(artifact: Artifact, source: Source, report: Report) -> Artifact:
             folder = Path(side) / name
             entries = entries_for(part.spec, part.config, key, part.tensors(folder), cache, folder)
             components[name] = prove_weights(component, entries, hashes)
-            if name + SHALLOW in components:
-                cut = components[name + SHALLOW]
+            for cut in [c for c in components.values() if _whole(c).removesuffix(SHALLOW) == name and c.name != name]:
                 components[cut.name] = replace(cut, proof={**cut.proof, "weights": components[name].proof["weights"]})
     return replace(artifact, components=components)
+
+
+def _whole(component: Component) -> str:
+    """The name of the component that this one was cut out of, its own where it was not."""
+    return str(component.details.get(DETAIL, {}).get("of", component.name))

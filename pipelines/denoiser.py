@@ -14,8 +14,6 @@ from .families.base import Family, FloatArray, Rows
 from .staying import Staying
 from .step_cache import DEEP, SHALLOW, Policy, StepCache
 
-_EACH = "each"  # of all rows at once; else a row's number
-
 
 class Denoiser:
     """Calls the denoiser of a family.
@@ -24,15 +22,21 @@ class Denoiser:
         sessions: component -> session. budget: within a bound, one row is computed after the other, for activations
             grow with the rows.
         cache: takes deep features of earlier calls; None: each call is computed whole.
+        pictures: how many are drawn; the rows of their prompts come last in a call.
 
     Raises:
         BadInput: features shall be kept, and the artifact has no shallow graph.
     """
 
     def __init__(
-        self, sessions: Mapping[str, Session], family: Family, budget: Budget | None, cache: StepCache | None = None
+        self,
+        sessions: Mapping[str, Session],
+        family: Family,
+        budget: Budget | None,
+        cache: StepCache | None = None,
+        pictures: int = 1,
     ) -> None:
-        self._family = family
+        self._family, self._pictures = family, pictures
         here = budget is not None and budget.bounded and family.denoiser in budget.sizes
         self._budget = budget if here else None
         self._whole = Staying(sessions[family.denoiser])
@@ -46,31 +50,44 @@ class Denoiser:
                 "This artifact has no graph that takes deep features.", "Export or compile it again, with --step-cache."
             )
         self._shallow, self._policy = Staying(sessions[name]), cache.policy()
-        self._deep: dict[str | int, Array] = {}
+        self._deep: Array | None = None  # of the last whole call, a row for each of its rows
 
-    def predicted(self, sample: FloatArray, timestep: float, rows: Rows) -> FloatArray:
-        """The denoiser's answer, float32 in the shape of the latents of `sample`; see `Family.denoiser_inputs`."""
-        whole = self._policy is None or self._policy.whole()
+    def whole(self) -> bool:
+        """Whether the next call is computed whole; asked once before each."""
+        return self._policy is None or self._policy.whole()
+
+    def predicted(self, sample: FloatArray, timestep: float, rows: Rows, *, whole: bool = True) -> FloatArray:
+        """The denoiser's answer, float32 in the shape of the latents of `sample`; see `Family.denoiser_inputs`.
+
+        Args:
+            whole: False takes the deep features of the last whole call, which had these rows, and maybe others before.
+        """
+        deep = None if whole or self._shallow is None or self._deep is None else self._deep[-len(sample) :]
         if self._budget is None or len(sample) == 1:
-            found = self._called(_EACH, sample, timestep, rows, whole)
+            found, kept = self._called(sample, timestep, rows, deep)
         else:
             self._budget.say(f"{self._family.denoiser} called once a row")
             parts = []
             for row in range(len(sample)):
-                given = {n: v[row : row + 1] if len(v) == len(sample) else v for n, v in rows.items()}
-                parts.append(self._called(row, sample[row : row + 1], timestep, given, whole))
-            found = np.concatenate(parts)
-        if whole and self._policy is not None:
-            self._policy.saw(np.concatenate([self._deep[key] for key in sorted(self._deep, key=str)]))
+                part = slice(row, row + 1)
+                given = {n: v[part] if len(v) == len(sample) else v for n, v in rows.items()}
+                parts.append(self._called(sample[part], timestep, given, None if deep is None else deep[part]))
+            found = np.concatenate([one for one, _ in parts])
+            features = [one for _, one in parts if one is not None]
+            kept = np.concatenate(features) if features else None
+        if kept is not None and self._policy is not None:
+            self._deep = kept
+            self._policy.saw(kept[-self._pictures :])  # a call may have had the negative rows too, or not
         return found
 
-    def _called(self, key: str | int, sample: FloatArray, timestep: float, rows: Rows, whole: bool) -> FloatArray:
+    def _called(
+        self, sample: FloatArray, timestep: float, rows: Rows, deep: Array | None
+    ) -> tuple[FloatArray, Array | None]:
+        """The answer, and the deep features of a whole call."""
         inputs = self._family.denoiser_inputs(sample, timestep, rows)
-        if whole or self._shallow is None:
+        if deep is None or self._shallow is None:
             outputs = self._whole.run(inputs)
-            if self._policy is not None:
-                self._deep[key] = outputs[DEEP]
-        else:
-            takes = self._shallow.inputs
-            outputs = self._shallow.run({n: v for n, v in inputs.items() if n in takes} | {DEEP: self._deep[key]})
-        return self._family.prediction(outputs, sample)
+            return self._family.prediction(outputs, sample), outputs.get(DEEP)
+        takes = self._shallow.inputs
+        outputs = self._shallow.run({n: v for n, v in inputs.items() if n in takes} | {DEEP: deep})
+        return self._family.prediction(outputs, sample), None

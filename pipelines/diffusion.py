@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import time
 from collections.abc import Callable, Iterator, Mapping, Sequence
-from dataclasses import dataclass, field, replace
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
@@ -23,44 +23,17 @@ from .denoiser import Denoiser
 from .families import FAMILIES
 from .families.base import Conditioning, FloatArray, check_finite
 from .first_latents import Kept, blended, first_latents
-from .generation import Generation, Strengths, prompts_of, seeds_of
+from .generation import Generation, Strengths, prompts_of, seeds_of, size_of
+from .guiding import Guide
 from .hooks import Hook
-from .pictures_in import Picture, Start, pictures_of, start_of, usual_strength
+from .pictures_in import Picture, Start, start_of, usual_strength
+from .prompt_cache import encoding
 from .random import Generator, generator
+from .result import GenerateResult, Step
+from .saving import Saving
 from .schedulers import Scheduler, scheduler_from_config
 from .settings import PREVIEW
-from .step_cache import SHALLOW, StepCache
-
-MAX_SIDE = 4096
-
-
-@dataclass(frozen=True)
-class Step:
-    """One denoising step that is done. number: from 1. latents: float32 [batch, channels, h, w], after the step."""
-
-    number: int
-    total: int
-    timestep: float
-    latents: FloatArray
-
-
-@dataclass(frozen=True)
-class GenerateResult:
-    """Pictures, and everything needed to make them again.
-
-    parameters: one table a picture. timings: seconds a stage; "steps" holds one number a step.
-    placement: component -> what ran it; ControlNets as controlnet.0, controlnet.1, ...
-    memory: within a budget, the bytes allowed, those at the peak, and what was done to stay within it.
-    notes: one line each for what of the prompts was not read.
-    """
-
-    images: list[Image.Image]
-    seed: int
-    parameters: list[dict[str, Any]]
-    timings: dict[str, Any]
-    placement: dict[str, dict[str, str]] = field(default_factory=dict)
-    memory: dict[str, Any] | None = None
-    notes: tuple[str, ...] = ()
+from .step_cache import SHALLOW
 
 
 class _Batch:
@@ -144,6 +117,10 @@ class DiffusionPipeline:
         control: Sequence[ControlUnit] = (),
         loras: Mapping[str, Strengths] | None = None,
         step_cache: str | None = None,
+        guidance_interval: tuple[float, float] | None = None,
+        guidance_every: int | None = None,
+        decoder: str | None = None,
+        preset: str | None = None,
         hooks: Sequence[Hook] = (),
         on_step: Callable[[Step], None] | None = None,
         cancel: Callable[[], bool] | None = None,
@@ -170,14 +147,20 @@ class DiffusionPipeline:
                 names as <lora:name:0.8>. They stay until a call that wants others.
             step_cache: "3" computes every third step whole, "0.1" as few as keep the deep features within a tenth;
                 the others take those of the last whole one. For artifacts that were made with --step-cache.
+            guidance_interval: the part of the steps, 0 to 1, in which guidance acts; a step outside costs half.
+            guidance_every: of the steps that are computed whole, each so-many-th computes the negative prompt; the
+                others add what guidance added at the last that did, and cost half. None for 1.
+            decoder: "vae", or "preview" for the artifact's small decoder; None for "vae".
+            preset: what is not given of the last four; see `pipelines.presets`.
             hooks: see and may change the request, each step and the result; see `hooks_of`.
             on_step: is told of each step that is done.
             cancel: asked before each step.
 
         Raises:
             BadInput: a size that the VAE cannot divide, no prompt, steps or a seed out of range, an unknown scheduler,
-                a mask without a picture or of another size, a picture for an artifact that encodes none.
-            UsageError: a number that makes no sense.
+                a mask without a picture or of another size, a picture for an artifact that encodes none, a graph or a
+                decoder that the artifact does not have.
+            UsageError: a number that makes no sense, an unknown preset.
             Cancelled: `cancel` said so.
         """
         steps = self.steps if steps is None else steps
@@ -185,10 +168,13 @@ class DiffusionPipeline:
         if strength is None:
             strength = usual_strength(mask is not None)
         prompts = prompts_of(prompt, batch)
+        saving, told = Saving.of(
+            preset, step_cache=step_cache, guidance_interval=guidance_interval, guidance_every=guidance_every,
+            decoder=decoder, shallow=self.family.denoiser + SHALLOW in self.sessions,
+        )  # fmt: skip
         request = Generation(
             prompts, seeds_of(seed, len(prompts)), negative_prompt, width, height, steps, guidance, scheduler, rng,
-            image, mask, strength, tuple(control), dict(loras or {}),
-            StepCache.parse(step_cache) if step_cache is not None else None,
+            image, mask, strength, tuple(control), dict(loras or {}), saving, told,
         )  # fmt: skip
         for hook in hooks:
             request = hook.before(request)
@@ -208,9 +194,10 @@ class DiffusionPipeline:
         if not np.isfinite(request.guidance):
             raise UsageError(f"guidance is {request.guidance}.", "Give a number.")
         count, steps, strength = len(request.prompts), request.steps, request.strength
-        size = self._size(request.height, request.width, request.image, count)
+        size = size_of(request, self.unit, (self.height, self.width))
         given = start_of(request.image, request.mask, strength, size, count)
         self._check_task(given)
+        decoder = self._decoder(request.saving.decoder)
         sampler = scheduler_from_config(self.scheduler, request.scheduler)
         inner = (size[0] // self.scale, size[1] // self.scale)
         sampler.set_timesteps(steps, sigmas=self.family.sigmas(steps), tokens=self.family.tokens(inner))
@@ -222,7 +209,8 @@ class DiffusionPipeline:
             forget_peak()
         start = time.perf_counter()
         self._ahead(self.family.denoiser)
-        conditioning = self.family.encode_prompt(request.prompts, request.negative_prompt, size, request.guidance)
+        with encoding(self.family.sessions) as texts:
+            conditioning = self.family.encode_prompt(request.prompts, request.negative_prompt, size, request.guidance)
         encoded = time.perf_counter()
         # diffusers draws what it needs for these before all else
         pictures = prepared_pictures(request.control, size, count, self.family, self.vae, noise)
@@ -231,14 +219,15 @@ class DiffusionPipeline:
         )
         begun = time.perf_counter()
         denoiser = self.sessions[self.family.denoiser]  # may have to be opened first
-        if request.step_cache is not None and self.family.denoiser + SHALLOW in self.sessions:
+        if request.saving.step_cache is not None and self.family.denoiser + SHALLOW in self.sessions:
             self.sessions[self.family.denoiser + SHALLOW]
         controls = Controls(request.control, pictures, denoiser, self.family, self.scale)
+        self._ahead(decoder.decoder)
         before = time.perf_counter()
         seconds = []
         loop = self.denoise(
             latents, conditioning, sampler, request.guidance, noise,
-            first=first, kept=kept, controls=controls, step_cache=request.step_cache, hooks=hooks, cancel=cancel,
+            first=first, kept=kept, controls=controls, saving=request.saving, hooks=hooks, cancel=cancel,
         )  # fmt: skip
         for step in loop:
             seconds.append(time.perf_counter() - before)
@@ -247,16 +236,16 @@ class DiffusionPipeline:
                 on_step(step)
             before = time.perf_counter()
         started = time.perf_counter()
-        images = self.decode(latents)
+        images = decoder.decode(latents)
         done = time.perf_counter()
 
         common: dict[str, Any] = {"negative_prompt": request.negative_prompt, "width": size[1], "height": size[0]}
         common |= {"steps": steps, "guidance": request.guidance, "scheduler": sampler.name, "rng": request.rng}
         timings: dict[str, Any] = {"encode": encoded - start, "steps": seconds, "decode": done - started}
+        timings |= texts.to_json()
+        common |= request.saving.to_json()
         if request.loras:
             common["loras"] = dict(request.loras)
-        if request.step_cache is not None:
-            common["step_cache"] = str(request.step_cache)
         if request.control:
             common["control"] = [unit.to_json() for unit in request.control]
         if given is not None:
@@ -265,9 +254,11 @@ class DiffusionPipeline:
         tables = [{"prompt": p, "seed": one, **common} for p, one in zip(request.prompts, request.seeds, strict=True)]
         timings["total"] = done - start
         memory = self.budget.to_json(self.budget.peak()) if self.budget is not None else None
-        placement, notes = self.placement, conditioning.notes
+        placement, notes = self.placement, conditioning.notes + request.notes
         for number, unit in enumerate(request.control):
             placement |= {f"{name}.{number}": where for name, where in unit.net.placement.items()}
+        if request.saving.guiding.saves and not conditioning.guided:
+            notes += ("Guidance is off, or this model has none, so that no step of it is left out.",)
         if request.negative_prompt and not conditioning.guided:
             notes += ("The negative prompt is not read: guidance is off, or this model has none.",)
         return GenerateResult(images, request.seeds[0], tables, timings, placement, memory, notes)
@@ -283,42 +274,38 @@ class DiffusionPipeline:
         first: int = 0,
         kept: Kept | None = None,
         controls: Controls | None = None,
-        step_cache: StepCache | None = None,
+        saving: Saving | None = None,
         hooks: Sequence[Hook] = (),
         cancel: Callable[[], bool] | None = None,
     ) -> Iterator[Step]:
-        """The loop, one `Step` at a time. latents: float32 [n, channels, h, w], as noisy as call `first` wants them.
-
-        Guidance (Ho and Salimans, arXiv 2207.12598): out = negative + guidance * (positive - negative).
-        """
-        family = self.family
-        denoiser = Denoiser(self.sessions, family, self.budget, step_cache)
-        rows = conditioning.rows()
-        self._ahead("vae_decoder")
-        total = len(scheduler.timesteps)
-        for index in range(first, total):
-            number = index - first + 1
+        """The loop, one `Step` at a time. latents: float32 [n, channels, h, w], as noisy as call `first` wants them."""
+        family, saving = self.family, saving or Saving()
+        denoiser = Denoiser(self.sessions, family, self.budget, saving.step_cache, len(latents))
+        everything = conditioning.rows()
+        total = len(scheduler.timesteps) - first
+        guide = Guide(guidance, saving.guiding, total, guided=conditioning.guided)
+        for index in range(first, first + total):
+            done = index - first
             if cancel is not None and cancel():
-                raise Cancelled(f"Stopped before step {number} of {total - first}.", "Run it again.")
+                raise Cancelled(f"Stopped before step {done + 1} of {total}.", "Run it again.")
             timestep = float(scheduler.timesteps[index])
             sample = scheduler.scale_model_input(latents, index)
-            given = rows
+            whole = denoiser.whole() or guide.wants_whole(done)
+            both = guide.both(done, whole=whole)
+            given = rows = everything if both else conditioning.positive
             if controls is not None:
-                guided = conditioning.guided
-                given = {**rows, **controls.residuals(sample, timestep, rows, number - 1, total - first, guided=guided)}
+                given = {**rows, **controls.residuals(sample, timestep, rows, done, total, guided=both)}
             if kept is not None and kept.channels is not None:
                 sample = np.concatenate([sample, kept.channels], axis=1)
-            if conditioning.guided:
+            if both:
                 sample = np.concatenate([sample, sample])
-            out = denoiser.predicted(sample, timestep, given)
-            check_finite(family.denoiser, out, f"at step {number} of {total - first}")
-            if conditioning.guided:
-                negative, positive = np.split(out, 2)
-                out = negative + np.float32(guidance) * (positive - negative)
+            out = denoiser.predicted(sample, timestep, given, whole=whole)
+            check_finite(family.denoiser, out, f"at step {done + 1} of {total}")
+            out = guide.combined(out, done, both=both)
             latents = scheduler.step(out, index, latents, noise)
             if kept is not None and kept.channels is None:
-                latents = blended(latents, kept, scheduler, index + 1, total)
-            step = Step(number, total - first, timestep, latents)
+                latents = blended(latents, kept, scheduler, index + 1, first + total)
+            step = Step(done + 1, total, timestep, latents)
             for hook in hooks:
                 changed = hook.step(step)
                 step = step if changed is None else replace(step, latents=changed)
@@ -341,6 +328,16 @@ class DiffusionPipeline:
         if self._previews is None or self.budget is not None:
             return None
         return self._previews.decode(latents)
+
+    def _decoder(self, name: str) -> Autoencoder:
+        """Raises:
+        BadInput: the artifact has no such decoder.
+        """
+        if name == "vae":
+            return self.vae
+        if self._previews is None:
+            raise BadInput("This artifact has no decoder for previews.", "Export it again, with --preview-vae.")
+        return self._previews
 
     def close(self) -> None:
         """Close every session."""
@@ -371,22 +368,3 @@ class DiffusionPipeline:
                 f"Give a strength of {1 / steps:.2g} or more, or more steps.",
             )
         return skipped * sampler.order
-
-    def _size(self, height: int | None, width: int | None, image: Picture | None, count: int) -> tuple[int, int]:
-        """(height, width) in pixels."""
-        unit = self.unit
-        if image is not None and height is None and width is None:
-            one = pictures_of(image, count, "picture")[0]
-            # as diffusers' image processors: the picture's own size, rounded down
-            height, width = (max(unit, side - side % unit) for side in (one.height, one.width))
-        height = self.height if height is None else height
-        width = self.width if width is None else width
-        for name, side in (("height", height), ("width", width)):
-            if not isinstance(side, int):
-                raise BadInput(f"The {name} is {side!r}, not a whole number.", f"Give a multiple of {unit}.")
-            if side > MAX_SIDE:
-                raise BadInput(f"The {name} is {side}; at most {MAX_SIDE} is taken.", f"Give {MAX_SIDE} or less.")
-            if side < unit or side % unit:
-                near = max(unit, round(side / unit) * unit)
-                raise BadInput(f"The {name} is {side}, not a multiple of {unit}.", f"Give {near}.")
-        return height, width

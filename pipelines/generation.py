@@ -9,14 +9,15 @@ from typing import TYPE_CHECKING
 import numpy as np
 
 from ..core.errors import BadInput, UsageError
-from .pictures_in import Picture
+from .pictures_in import Picture, pictures_of
 from .random import random_seed
-from .step_cache import StepCache
+from .saving import Saving
 
 if TYPE_CHECKING:
     from .control import ControlUnit
 
 MAX_SEED = 2**64 - 1
+MAX_SIDE = 4096
 
 Strengths = float | tuple[float, float]
 
@@ -26,8 +27,8 @@ class Generation:
     """A request.
 
     prompts, seeds: one a picture. width, height: pixels; None where they follow from the picture or the model.
-    loras: name or path -> strength, or the denoiser's and the text encoders'. The rest is as in
-    `DiffusionPipeline.generate`.
+    loras: name or path -> strength, or the denoiser's and the text encoders'. saving: what of the work is left out.
+    notes: one line each for what is not done as it was asked. The rest is as in `DiffusionPipeline.generate`.
     """
 
     prompts: tuple[str, ...]
@@ -44,7 +45,8 @@ class Generation:
     strength: float = 1.0
     control: tuple[ControlUnit, ...] = ()
     loras: Mapping[str, Strengths] = field(default_factory=dict)
-    step_cache: StepCache | None = None
+    saving: Saving = field(default_factory=Saving)
+    notes: tuple[str, ...] = ()
 
 
 def prompts_of(prompt: str | Sequence[str], batch: int) -> tuple[str, ...]:
@@ -82,3 +84,30 @@ def _checked_seed(seed: int) -> int:
             f"The seed is {seed!r}, not a whole number from 0 to {MAX_SEED}.", "Give one, or none for a random one."
         )
     return int(seed)
+
+
+def size_of(request: Generation, unit: int, usual: tuple[int, int]) -> tuple[int, int]:
+    """(height, width) in pixels of what is drawn.
+
+    Args:
+        unit: what both are a multiple of. usual: (height, width) where nothing says another.
+
+    Raises:
+        BadInput: a side that is no such multiple, or too large.
+    """
+    height, width = request.height, request.width
+    if request.image is not None and height is None and width is None:
+        one = pictures_of(request.image, len(request.prompts), "picture")[0]
+        # as diffusers' image processors: the picture's own size, rounded down
+        height, width = (max(unit, side - side % unit) for side in (one.height, one.width))
+    height = usual[0] if height is None else height
+    width = usual[1] if width is None else width
+    for name, side in (("height", height), ("width", width)):
+        if not isinstance(side, int):
+            raise BadInput(f"The {name} is {side!r}, not a whole number.", f"Give a multiple of {unit}.")
+        if side > MAX_SIDE:
+            raise BadInput(f"The {name} is {side}; at most {MAX_SIDE} is taken.", f"Give {MAX_SIDE} or less.")
+        if side < unit or side % unit:
+            near = max(unit, round(side / unit) * unit)
+            raise BadInput(f"The {name} is {side}, not a multiple of {unit}.", f"Give {near}.")
+    return height, width

@@ -6,16 +6,17 @@ the group `vitrify.hooks` that names a subclass of `Hook`; an entry point can ad
 
 from __future__ import annotations
 
-import importlib.metadata
 from collections.abc import Callable, Iterable, Mapping
 from typing import TYPE_CHECKING, ClassVar
 
 from ..core.errors import MissingDependency, UsageError, VitrifyError
 
 if TYPE_CHECKING:
-    from .diffusion import GenerateResult, Step
+    from importlib.metadata import EntryPoint
+
     from .families.base import FloatArray
     from .generation import Generation
+    from .result import GenerateResult, Step
 
 ENTRY_POINTS = "vitrify.hooks"
 
@@ -56,9 +57,15 @@ def _wildcards() -> type[Hook]:
 HOOKS: dict[str, Callable[[], type[Hook]]] = {"wildcards": _wildcards}
 
 
+def _added() -> Iterable[EntryPoint]:
+    from importlib.metadata import entry_points  # looks into every distribution: only for a name that is not ours
+
+    return entry_points(group=ENTRY_POINTS)
+
+
 def hook_names() -> list[str]:
     """Every hook that can be named."""
-    return [*HOOKS, *sorted({e.name for e in importlib.metadata.entry_points(group=ENTRY_POINTS)} - HOOKS.keys())]
+    return [*HOOKS, *sorted({e.name for e in _added()} - HOOKS.keys())]
 
 
 def hooks_of(given: Iterable[str]) -> list[Hook]:
@@ -90,7 +97,7 @@ def _opened(text: str) -> Hook:
 def _kind(name: str) -> type[Hook]:
     if name in HOOKS:
         return HOOKS[name]()
-    for entry in importlib.metadata.entry_points(group=ENTRY_POINTS):
+    for entry in _added():
         if entry.name == name:
             try:
                 kind: type[Hook] = entry.load()

@@ -16,7 +16,7 @@ from ..core.errors import DeviceError, UsageError
 from ..core.machine import free_at_once, resident
 from ..runtimes.base import Options
 from ..runtimes.device_memory import free_memory
-from .budget import UNBOUNDED, Budget, session_bytes
+from .budget import HEADROOM, UNBOUNDED, Budget, session_bytes
 from .step_cache import SHALLOW
 
 _SHARE = 0.9  # of the free memory
@@ -111,6 +111,8 @@ def _on_cpu(sizes: Mapping[str, int], required: Sequence[str], options: Options,
     if wish.offload is Offload.NONE:
         raise UsageError("A bound for memory takes components in turn.", "Leave --offload none or --memory out.")
     free_at_once()
+    if options.resident_weights is not None:
+        sizes = {name: min(size, int(options.resident_weights * HEADROOM)) for name, size in sizes.items()}
     budget = Budget(UNBOUNDED if wish.memory is None else wish.memory, resident(), sizes, in_turn=in_turn)
     for name in required:
         budget.check(name)

@@ -2,8 +2,8 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Mapping, Sequence
-from dataclasses import dataclass
+from collections.abc import Callable, Collection, Mapping, Sequence
+from dataclasses import asdict, dataclass, field
 from typing import Any
 
 from ..core.artifact import Component
@@ -11,19 +11,22 @@ from ..core.device import Device
 from ..core.errors import DeviceError, RuntimeFailure
 from ..core.registry import load_runtime, runtime_for
 from ..runtimes.base import Options, Probe, Session
-from ..runtimes.options import check_options, options_for, taken_by
+from ..runtimes.options import check_options, left_out, options_for, taken_by
 from ..runtimes.preference import preferred
 from .components import Components, Overrides
+from .memory_report import Watch
 from .offload import Wish, decide
 from .placing import placed
+from .prompt_part import PromptParts
 
 
 @dataclass(frozen=True)
 class _Opening:
     """What is opened, once the devices are known.
 
-    components: each with its runtime's name. at_once: names of those that are opened now.
-    fixed: devices that the user gave to single components.
+    components: each with its runtime's name. at_once: names of those that every call uses; they are opened now, but
+    for those of `late`. fixed: devices that the user gave to single components. once: those that are opened in two
+    parts.
     """
 
     components: Sequence[tuple[Component, str]]
@@ -31,13 +34,22 @@ class _Opening:
     options: Options
     fixed: Mapping[str, Device]
     wish: Wish
+    beside: bool
+    watch: Watch | None
     say: Callable[[str], None]
+    late: Collection[str] = ()
+    once: Mapping[str, PromptParts] = field(default_factory=dict)
 
-    def on(self, device: Device) -> Components:
-        """Those that were not placed on `device`; those of `at_once` are open, or none is."""
+    def on(self, device: Device, *, last: bool = True) -> Components:
+        """Those that were not placed on `device`; those of `at_once` are open, or none is.
+
+        last: nothing else is tried, so that with `beside` they may as well be open soon.
+        """
         devices = {c.name: self.fixed.get(c.name, device) for c, _ in self.components}
         runtimes = {name: load_runtime(name) for name in dict.fromkeys(name for _, name in self.components)}
         check_options(list(runtimes.values()), self.options)
+        for name in left_out(list(runtimes.values()), self.options):
+            self.say(f"{' and '.join(runtimes)} has no {name}: all of the preset but that")
         elsewhere = [(c, name) for c, name in self.components if devices[c.name].kind != "cpu"]
         done = decide(
             [c for c, _ in self.components],
@@ -51,21 +63,39 @@ class _Opening:
         def opener(component: Component, name: str) -> Callable[[Overrides], Session]:
             runtime, where = runtimes[name], devices[component.name]
             own = options_for(runtime, done.options)
+            parts = self.once.get(component.name)
+            if parts is not None:
+                return lambda changed: parts.open(lambda one, some: runtime.open(one, where, own, some), changed)
             return lambda changed: runtime.open(component, where, own, changed)
 
         parts = {component.name: component for component, _ in self.components}
         openers = {component.name: opener(component, name) for component, name in self.components}
         beside = [c.name for c, name in self.components if getattr(runtimes[name], "opens_beside", False)]
-        opened = Components(openers, parts=parts, budget=done.budget, beside=beside)
+        ways = {c.name: _way(name, devices[c.name], options_for(runtimes[name], done.options))
+                for c, name in self.components}  # fmt: skip
+        opened = Components(openers, parts=parts, budget=done.budget, beside=beside, watch=self.watch, ways=ways)
         try:
-            for name in self.at_once if done.budget is None else ():
-                opened[name]
+            now = [name for name in self.at_once if name not in self.late] if done.budget is None else []
+            for name in now:
+                if devices[name].kind == "cpu":  # a device's memory may not hold what two need to be opened
+                    opened.ahead(name)
+            for name in now:
+                if not (self.beside and last and opened.is_coming(name)):
+                    opened[name]
         except BaseException:
             opened.close()
             raise
         if done.reason:
             self.say(done.reason)
         return opened
+
+
+_NO_NUMBERS = ("arena", "streams", "optional")  # options that change when and where, and not what comes out
+
+
+def _way(runtime: str, device: Device, options: Options) -> list[Any]:
+    """What decides a component's numbers beside its graph and its weights, as JSON data."""
+    return [runtime, str(device), {n: v for n, v in asdict(options).items() if n not in _NO_NUMBERS}]
 
 
 def _streams(component: Component, runtime: Any) -> bool:
@@ -83,13 +113,19 @@ def open_components(
     options: Options | None = None,
     runtime: str | None = None,
     wish: Wish | None = None,
+    beside: bool = False,
+    watch: Watch | None = None,
+    late: Collection[str] = (),
+    once: Mapping[str, PromptParts] | None = None,
     say: Callable[[str], None] | None = None,
 ) -> Components:
     """The components of one artifact, on one device or on those that `place` names.
 
     Args:
         at_once: names of those that every call uses: opened now, but within a bound for memory when they are asked for.
-        device, place, options, runtime, say: as `load` takes them. wish: what bounds is open together.
+        device, place, options, runtime, beside, watch, say: as `load` takes them.
+        wish: what bounds is open together. late: names that are opened when they are asked for, and not now.
+        once: component -> the two that are opened in its place.
 
     Raises:
         UsageError: the runtime does not open a component's format, there is none of that name, an option that none of
@@ -100,7 +136,8 @@ def open_components(
     opened_by = [(c, runtime_for(c.format, runtime)) for c in components]
     fixed = placed(place or {}, [c.name for c in components])
     tell = say or (lambda line: None)
-    opening = _Opening(opened_by, at_once, options or Options(), fixed, wish or Wish(), tell)
+    opening = _Opening(opened_by, at_once, options or Options(), fixed, wish or Wish(), beside, watch, tell, late,
+                       once or {})  # fmt: skip
     if device is not None:
         return opening.on(Device.parse(device))
     free = [(c, name) for c, name in opened_by if c.name not in fixed]
@@ -124,7 +161,7 @@ def _best(opening: _Opening, components: Sequence[tuple[Component, str]]) -> tup
     failed: list[str] = []
     for device in ranked:
         try:
-            sessions = opening.on(device)
+            sessions = opening.on(device, last=device == ranked[-1])
         except (DeviceError, RuntimeFailure) as exc:  # no such card, no memory left on it, no kernel for it
             if device == ranked[-1]:
                 raise

@@ -7,8 +7,8 @@ from contextlib import contextmanager
 from typing import Any
 
 from ..core.errors import BadInput
-from .preprocess import ImagePreprocessor
-from .schedulers import EXCHANGEABLE_CLASSES, scheduler_from_config
+
+# the schedulers, and what prepares pictures, are imported where they are used: to open an artifact takes neither
 
 Config = Mapping[str, Any]
 PREVIEW = "preview_decoder"  # the component, and the folder, of a decoder for previews
@@ -50,6 +50,8 @@ def diffusion_settings(
     Raises:
         BadInput: the scheduler's class or options are not supported.
     """
+    from .schedulers import scheduler_from_config
+
     scheduler_from_config(scheduler, STAND_IN if is_exchangeable(scheduler) else None)
     scale, channels = vae_scale(vae), int(vae["latent_channels"])
     height, width = (side, side) if isinstance(side, int) else side
@@ -85,6 +87,8 @@ def vae_scale(vae: Config) -> int:
 
 def is_exchangeable(scheduler: Config) -> bool:
     """Whether a model's scheduler is not one of ours, but one of ours can take over its options."""
+    from .schedulers import EXCHANGEABLE_CLASSES
+
     return scheduler.get("_class_name") in EXCHANGEABLE_CLASSES
 
 
@@ -95,6 +99,8 @@ def classifier_settings(config: Config, preprocessor: Config) -> dict[str, Any]:
     Raises:
         BadInput: the preprocessing is not supported, or a config lacks something.
     """
+    from .preprocess import ImagePreprocessor
+
     labels = labels_of(config)
     problem = config.get("problem_type")
     single = len(labels) == 1 and problem is None
@@ -121,6 +127,8 @@ def prepared_size(preprocess: Config) -> tuple[int, int] | None:
     Raises:
         BadInput: it is not supported.
     """
+    from .preprocess import ImagePreprocessor
+
     prepare = ImagePreprocessor.from_config(preprocess)
     if prepare.do_center_crop and prepare.crop_size is not None:
         return prepare.crop_size

@@ -19,13 +19,14 @@ from ..core.progress import Event, Report, silent
 from ..core.registry import load_runtime, runtime_for
 from ..pipelines.components import Components, Opener
 from ..pipelines.load import family_of, pipeline_of
-from ..pipelines.step_cache import SHALLOW
+from ..pipelines.prompt_part import is_cut, is_part
 from ..quant.recipes import RECIPES, recipe
 from ..runtimes.base import Options, Session
 from .cut import prove_cut
 from .evidence import Evidence
 from .measures import Measure
 from .parity import Parity, Sizes, parity, require, require_finite
+from .prompt_part import prove_prompt_part
 from .quality import EXACT, MEASURED, Tolerance, compare_images, compare_labels
 
 NUMERIC_LIMIT = 1_000_000_000  # bytes of memory that a numeric proof may need without being asked for
@@ -55,7 +56,7 @@ def prove_numbers(
         ProofFailed: an output, a picture or a label is out of tolerance.
         BadInput: the two artifacts do not have the same components.
     """
-    missing = [n for n in artifact.components if n not in reference.components and not n.endswith(SHALLOW)]
+    missing = [n for n, c in artifact.components.items() if n not in reference.components and not is_cut(c)]
     if missing or artifact.pipeline["family"] != reference.pipeline["family"]:
         raise BadInput(
             f"The reference {reference.root} is another kind of model (no {', '.join(missing) or 'such family'}).",
@@ -74,8 +75,9 @@ def prove_numbers(
         with peak_memory() as peak:
             for number, (name, component) in enumerate(artifact.components.items()):
                 report(Event(f"compare {name}", number, len(artifact.components), "components"))
-                if name.endswith(SHALLOW):  # cut out of another component, which is compared whole
-                    components[name], found = prove_cut(component, artifact)
+                if is_cut(component):  # out of another component, which is compared whole
+                    prove = prove_prompt_part if is_part(component) else prove_cut
+                    components[name], found = prove(component, artifact)
                     try:
                         (require if exact(component) else require_finite)(name, found)
                     except ProofFailed:
@@ -90,7 +92,7 @@ def prove_numbers(
                 except ProofFailed:
                     components[name] = _marked(components[name])
                     raise
-            sides = (lambda: _pipeline(artifact, reference)), (lambda: _pipeline(artifact, artifact))
+            sides = (lambda: opened_pipeline(artifact, reference)), (lambda: opened_pipeline(artifact, artifact))
             whole: dict[str, Any] = {}
             if "classify" in artifact.pipeline["tasks"]:
                 report(Event("compare pipelines"))
@@ -184,7 +186,7 @@ def open_component(component: Component) -> Session:
 
 
 @contextmanager
-def _pipeline(artifact: Artifact, one: Artifact) -> Iterator[Any]:
+def opened_pipeline(artifact: Artifact, one: Artifact) -> Iterator[Any]:
     """The components of `one` with the artifact's settings and tokenizer: what is compared is what they compute."""
     family = family_of(artifact)
     names = [n for n in (*family.components, *family.optional) if n in artifact.components]

@@ -36,6 +36,7 @@ class Tolerance:
 
     psnr: dB between pictures: of the worst one where `exact`, else on average. score: largest difference of a label's
     score. agreement: share of pictures whose best label is the same. prompts, steps: how many are drawn, and how.
+    ssim: of pictures, on average; None: whatever it is. guidance: None for the model's own.
     """
 
     psnr: float = 50.0
@@ -44,6 +45,8 @@ class Tolerance:
     exact: bool = True
     prompts: int = 2
     steps: int = 4
+    ssim: float | None = None
+    guidance: float | None = None
 
     @classmethod
     def of(cls, recipe: Recipe) -> Tolerance:
@@ -62,6 +65,7 @@ class _Drawn:
     seed: int
     picture: Image.Image
     latents: list[Array]  # after each step
+    notes: tuple[str, ...] = ()
 
 
 def compare_images(
@@ -71,12 +75,14 @@ def compare_images(
     report: Report,
     measures: Mapping[str, Measure] | None = None,
     evidence: Evidence | None = None,
+    less: Mapping[str, Any] | None = None,
 ) -> dict[str, Any]:
     """Draw with both, at two sizes that are not the example's where numbers shall be exact, else at the model's own.
 
     Args:
         measures: asked about each pair of pictures, besides PSNR and SSIM.
         evidence: takes the pictures and figures, also where they are too far apart.
+        less: options of `generate` for the given one alone, that leave out some of the work.
 
     Returns:
         {"images": PSNR (dB) and SSIM of each picture, and how far the latents are apart after each step}.
@@ -89,7 +95,9 @@ def compare_images(
     for number, opened in enumerate((reference, given)):
         with opened() as pipeline:
             report(Event("draw", number, 2, "pipelines"))
-            sides.append(_draw(pipeline, tolerance))
+            sides.append(_draw(pipeline, tolerance, less if number else None))
+    for note in dict.fromkeys(note for drawn in sides[1] for note in drawn.notes if less):
+        report(Event("draw", 2, 2, "pipelines", note=note))
     both = list(zip(*sides, strict=True))
     pairs = [Pair(a.picture, b.picture) for a, b in both]
     images = {
@@ -101,6 +109,10 @@ def compare_images(
     errors = [latent_errors(a.latents, b.latents) for a, b in both]
     images["latent_error"] = [float(v) for v in np.mean(errors, axis=0)]
     images["asked"] = {"psnr_db": tolerance.psnr, "of": "worst" if tolerance.exact else "average"}
+    if tolerance.ssim is not None:
+        images["asked"]["ssim"] = tolerance.ssim
+    if less:
+        images |= {"less": dict(less), "guidance": tolerance.guidance}
     images["drawn"] = [
         {
             "prompt": a.prompt,
@@ -116,12 +128,17 @@ def compare_images(
         evidence.pairs, evidence.whole = pairs, found
     worst = math.inf if images["min_psnr_db"] is None else images["min_psnr_db"]
     value = worst if tolerance.exact else images["mean_psnr_db"]
+    fix = "Report the model's config.json and `vitrify doctor`." if tolerance.exact else "Use a milder recipe."
+    if less:
+        fix = "Leave less of the work out."
     if value < tolerance.psnr:
         which = "The worst picture differs" if tolerance.exact else "The pictures on average differ"
         raise ProofFailed(
-            f"{which} from the reference's: PSNR {value:.1f} dB, at least {tolerance.psnr:.0f} is asked for.",
-            "Report the model's config.json and `vitrify doctor`." if tolerance.exact else "Use a milder recipe.",
+            f"{which} from the reference's: PSNR {value:.1f} dB, at least {tolerance.psnr:.0f} is asked for.", fix
         )
+    if tolerance.ssim is not None and images["mean_ssim"] < tolerance.ssim:
+        what = f"SSIM {images['mean_ssim']:.4f}, at least {tolerance.ssim:g} is asked for"
+        raise ProofFailed(f"The pictures on average differ from the reference's: {what}.", fix)
     return found
 
 
@@ -135,6 +152,7 @@ def _likeness(pairs: Sequence[Pair]) -> dict[str, Any]:
         "mean_psnr_db": float(np.mean([min(v, 100.0) for v in decibel])),
         "psnr_db": finite,
         "min_ssim": min(likeness),
+        "mean_ssim": float(np.mean(likeness)),
         "ssim": likeness,
     }
 
@@ -159,7 +177,7 @@ def _measured(
     return found
 
 
-def _draw(pipeline: Any, tolerance: Tolerance) -> list[_Drawn]:
+def _draw(pipeline: Any, tolerance: Tolerance, less: Mapping[str, Any] | None = None) -> list[_Drawn]:
     latents = pipeline.settings["latents"]
     unit = int(latents["scale"]) * max(8, int(latents.get("multiple", 1)))
     own = pipeline.settings["size"]
@@ -175,17 +193,19 @@ def _draw(pipeline: Any, tolerance: Tolerance) -> list[_Drawn]:
             width=width,
             height=height,
             steps=tolerance.steps,
+            guidance=tolerance.guidance,
             seed=seed,
             scheduler=scheduler,
             on_step=lambda step, seen=seen: seen.append(np.array(step.latents)),
             **made_up(pipeline.settings["tasks"], (height, width)),
+            **(less or {}),
         )
         picture = np.asarray(result.images[0])
         if (picture == picture[0, 0]).all():
             raise ProofFailed(
                 f"vae_decoder draws one plain colour for {prompt!r}.", "Keep the VAE in float32, or keep more layers."
             )
-        drawn.append(_Drawn(prompt, seed, result.images[0], seen))
+        drawn.append(_Drawn(prompt, seed, result.images[0], seen, result.notes))
     return drawn
 
 

@@ -11,6 +11,7 @@ _FIGURES = {
     "snr_db": ("SNR ", ".1f", " dB"),
     "mean_psnr_db": ("PSNR ", ".1f", " dB on average"),
     "min_psnr_db": ("PSNR at least ", ".1f", " dB"),
+    "mean_ssim": ("SSIM ", ".4f", " on average"),
     "max_lpips": ("LPIPS at most ", ".3f", ""),
     "mean_clip_score": ("CLIP score ", ".2f", ""),
     "mean_clip_score_reference": ("the reference's ", ".2f", ""),

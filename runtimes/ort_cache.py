@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import shutil
+from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
@@ -10,39 +12,69 @@ import onnxruntime as ort
 from ..core.artifact import Component, hash_file, identity
 from ..core.cache import Cache, key_of
 from ..core.errors import BadArtifact
+from ..core.machine import processor
+from .initializers import external_bytes
 from .ort_providers import CPU, Provider
 
-_FORM = [ort.__version__, 2]  # raise the number when `optimized` writes other graphs than before
+_FORM = [ort.__version__, 3]  # raise the number when `optimized` writes other graphs than before
+_GRAPH, _FIRST = "model.onnx", "first"
 
 
-def optimized(component: Component) -> Path:
-    """The graph as ONNX Runtime optimized it for the CPU, from the cache or made now: a full copy of the weights.
+@dataclass(frozen=True)
+class Graph:
+    """What a session is opened from. ready: it is optimized, and only has to be opened."""
+
+    path: Path
+    ready: bool
+
+
+def optimized(component: Component, *, prepack: bool = True) -> Graph:
+    """The graph as ONNX Runtime optimized it for this processor, from the cache or made now: a copy of the weights.
+
+    They lie in the file in the layouts that the kernels want, those that prepacking makes among them, and are mapped
+    from there: a session opens without laying out anything, and all sessions of all processes share that memory.
+    Outputs are those of the component's own graph, bit for bit.
 
     Where the cache's bound is too small for it, or another process is writing it, the component's own graph.
+
+    Args:
+        prepack: keep what prepacking makes, up to the size of the weights once more; left out, and done anew by each
+            session, where the cache's bound is too small for that.
     """
-    cache = Cache()
-    if sum(w.bytes for w in component.weights) > cache.limit:
-        return component.graph_path
+    # not the files' sizes: a VAE's holds the encoder's weights too, and a shallow graph's all of its denoiser's
+    cache, size = Cache(), external_bytes(component.graph_path)
+    if size > cache.limit:
+        return Graph(component.graph_path, ready=False)
+    packed = prepack and 2 * size <= cache.limit
     level = str(component.precision.get("accuracy_level", 0))
-    key = _key(component, level, _FORM)
+    key = _key(component, level, packed, _FORM, processor())
     found = cache.get("onnxruntime", key)
     if found is None:
         with cache.put("onnxruntime", key) as scratch:
-            writing = ort.SessionOptions()
-            writing.log_severity_level = 4
-            # what is beyond this level depends on the processor, which a shared cache would not survive
-            writing.graph_optimization_level = ort.GraphOptimizationLevel.ORT_ENABLE_EXTENDED
-            writing.optimized_model_filepath = str(scratch / "model.onnx")
-            writing.add_session_config_entry(
-                "session.optimized_model_external_initializers_file_name", "model.onnx.data"
-            )
-            writing.add_session_config_entry("session.disable_prepacking", "1")
-            writing.add_session_config_entry("session.qdq_matmulnbits_accuracy_level", level)
-            ort.InferenceSession(str(component.graph_path), writing, providers=[CPU.title])
+            first = scratch / _FIRST
+            first.mkdir()
+            # once more over what came out: operators that were taken apart leave casts between them the first time
+            _write(component.graph_path, first, level, packed=False)
+            _write(first / _GRAPH, scratch, level, packed=packed)
+            shutil.rmtree(first)
         found = cache.get("onnxruntime", key)
-    if found is None:
-        return component.graph_path  # another process is writing it
-    return found / "model.onnx"
+    if found is None:  # another process is writing it
+        return Graph(component.graph_path, ready=False)
+    return Graph(found / _GRAPH, ready=True)
+
+
+def _write(graph: Path, folder: Path, level: str, *, packed: bool) -> None:
+    writing = ort.SessionOptions()
+    writing.log_severity_level = 4
+    writing.optimized_model_filepath = str(folder / _GRAPH)
+    for name, value in (
+        ("session.optimized_model_external_initializers_file_name", f"{_GRAPH}.data"),
+        ("session.qdq_matmulnbits_accuracy_level", level),
+        # without `packed` nothing is packed at all, which saves the time: no call is made here
+        ("session.save_external_prepacked_constant_initializers" if packed else "session.disable_prepacking", "1"),
+    ):
+        writing.add_session_config_entry(name, value)
+    ort.InferenceSession(str(graph), writing, providers=[CPU.title])
 
 
 def built_folder(component: Component, row: Provider, version: str) -> str | None:

@@ -69,7 +69,8 @@ def probe_providers(every: bool = True) -> list[dict[str, Any]]:
     """Every provider in the table's order, in words and flags for who reads them.
 
     Args:
-        every: also open those that build an engine, which takes seconds, and those whose devices another one opened.
+        every: also open those that build an engine, which takes seconds, those whose devices another one opened, and
+            the CPU's; and say of those that are not here why, which looks for each distribution that could have them.
 
     Returns:
         Of each: name, provider (ONNX Runtime's name), devices (kinds that it runs), found ("build", "plugin" or ""),
@@ -84,7 +85,11 @@ def probe_providers(every: bool = True) -> list[dict[str, Any]]:
         }  # fmt: skip
         told.append(one)
         if not found:
-            one["missing"], one["fix"] = _not_found(row)
+            one["missing"], one["fix"] = _not_found(row) if every else ("", "")
+            continue
+        if row.name == "cpu" and not every:  # it is part of each build, and who asks opens a graph on it next
+            one["opened"], one["usable"] = ["cpu"], None
+            opened_kinds.add("cpu")
             continue
         listed = kinds(row)
         if not listed:

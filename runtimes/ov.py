@@ -18,8 +18,10 @@ import openvino as ov
 from ..core.artifact import Component
 from ..core.device import Device
 from ..core.errors import DeviceError, RuntimeFailure, UsageError
+from ..core.machine import memory
 from ..core.tensors import Array, TensorSpec, check_tensors
 from .base import Options, Placement, Probe
+from .initializers import external_bytes
 from .low_rank import Override
 from .ov_cache import COMPILED, Compiler, Sizes
 from .ov_model import VERSION, describe, load, ports, precision_of, translated
@@ -27,7 +29,7 @@ from .ov_model import VERSION, describe, load, ports, precision_of, translated
 _LISTS = ("auto", "hetero")
 _CAPABILITIES = {"float32": "FP32", "float16": "FP16", "bfloat16": "BF16"}
 _HINTS = {"float32": "f32", "float16": "f16", "bfloat16": "bf16"}
-_VARIANTS = 4  # compiled models that a session keeps, one for each set of sizes
+_VARIANTS = 4  # compiled models that a session keeps at most, one for each set of sizes
 _FIXES = {
     "gpu": "Install the GPU's OpenCL driver, or give --device cpu.",
     "npu": "Install the NPU's driver, or give --device cpu.",
@@ -35,12 +37,13 @@ _FIXES = {
 
 
 class _Variant:
-    """A compiled model and the requests that no call is using."""
+    """A compiled model and the requests that no call is using. ran: whether a call used it."""
 
     def __init__(self, component: Component, compiled: ov.CompiledModel, kept: Any) -> None:
         self.compiled = compiled
         self.outputs = ports(component, compiled)
         self.kept = kept
+        self.ran = False
         self.idle: deque[ov.InferRequest] = deque()  # its append and pop are safe between threads
 
     def request(self) -> ov.InferRequest:
@@ -64,6 +67,7 @@ class OvSession:
         self._component, self._compiler, self._static = component, compiler, static
         self._device, self._precision = asked
         self._lock = threading.Lock()
+        self._most = _most(component) if static else 1
         self._variants: OrderedDict[Any, _Variant] | None = OrderedDict()
         # a static session of a component that names no sizes learns at its first run what will run it
         self.placement = Placement(RUNTIME.name, str(self._device).upper(), str(self._device), self._precision)
@@ -76,7 +80,7 @@ class OvSession:
 
     def run(self, tensors: Mapping[str, Array]) -> dict[str, Array]:
         check_tensors(self.inputs, tensors)
-        variant = self._variant({n: tensors[n].shape for n in self.inputs} if self._static else None)
+        variant = self._variant({n: tensors[n].shape for n in self.inputs} if self._static else None, ran=True)
         with translated(self._component):
             request = variant.request()
             values = request.infer(dict(tensors), share_inputs=False, share_outputs=False)
@@ -89,19 +93,26 @@ class OvSession:
             self._variants = None
             self._compiler.close()
 
-    def _variant(self, sizes: Sizes | None) -> _Variant:
-        """The compiled model for these sizes, made now or kept; the one that was not used for longest goes."""
+    def _variant(self, sizes: Sizes | None, *, ran: bool = False) -> _Variant:
+        """The compiled model for these sizes, made now or kept.
+
+        Each lays out the weights anew, and OpenVINO shares that between the streams of one compiled model alone: before
+        another is made go those that no call used, and of the rest, where there are too many, those not used longest.
+        """
         key = None if sizes is None else tuple(sizes.items())
         with self._lock:
             if self._variants is None:
                 raise RuntimeFailure(f"The session of {self._component.name} is closed.", "Open it again.")
             if key not in self._variants:
+                for unused in [k for k, one in self._variants.items() if not one.ran]:
+                    del self._variants[unused]
+                while len(self._variants) >= self._most:
+                    self._variants.popitem(last=False)
                 variant = _Variant(self._component, *self._compiler.compile(sizes))
                 self.placement = self._placement(variant.compiled)
                 self._variants[key] = variant
-                if len(self._variants) > _VARIANTS:
-                    self._variants.popitem(last=False)
             self._variants.move_to_end(key)
+            self._variants[key].ran |= ran
             return self._variants[key]
 
     def _placement(self, compiled: ov.CompiledModel) -> Placement:
@@ -226,6 +237,14 @@ class OpenVinoRuntime:
                 # neither start on the CPU while another device compiles, nor go there when that device fails
                 chosen |= {"ENABLE_STARTUP_FALLBACK": False, "ENABLE_RUNTIME_FALLBACK": False}
         return chosen
+
+
+def _most(component: Component) -> int:
+    """How many compiled models a session may keep: their weights fill half of the machine's memory at most."""
+    onnx = component.format == "onnx"
+    size = external_bytes(component.graph_path) if onnx else sum(weights.bytes for weights in component.weights)
+    room = memory()
+    return _VARIANTS if room is None else max(1, min(_VARIANTS, room // 2 // max(size, 1)))
 
 
 def _usual(component: Component) -> Sizes | None:

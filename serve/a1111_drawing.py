@@ -19,7 +19,7 @@ from pydantic import BaseModel, ConfigDict, Field
 from .. import __version__
 from ..pipelines.images import open_image
 from . import a1111_control
-from .a1111_options import DIGEST, Chosen, chosen
+from .a1111_options import DIGEST, SKIP, Chosen, chosen
 from .a1111_pictures import CROP, prepared
 from .a1111_text import infotext, label_of, not_done, sampler, scripts_asked, with_text
 from .drawing import encoded
@@ -31,7 +31,7 @@ from .turns import Turns
 
 _NAMES = {
     "guidance": "cfg_scale", "images": "batch_size * n_iter", "scheduler": "sampler_name",
-    "strength": "denoising_strength", "image": "init_images", **a1111_control.NAMES,
+    "strength": "denoising_strength", "image": "init_images", "guidance_interval": SKIP, **a1111_control.NAMES,
 }  # fmt: skip
 
 
@@ -96,7 +96,7 @@ async def work_of(
         "seed": None if body.seed == -1 else body.seed, "guidance": body.cfg_scale, "scheduler": ours,
         "images": body.batch_size * body.n_iter, "format": which.format, "previews": True,
         "width": info.size[0] if body.width is None else body.width,
-        "height": info.size[1] if body.height is None else body.height,
+        "height": info.size[1] if body.height is None else body.height, "guidance_interval": which.interval,
     }  # fmt: skip
     size = fields["width"], fields["height"]
     units = a1111_control.units_in(body.alwayson_scripts, a1111_control.nets_of(gate), start, size)
@@ -109,7 +109,7 @@ async def work_of(
         request,
         which,
         [*which.not_done, *([] if followed else ["scheduler"]), *units.not_done],
-        a1111_control.lines(request.control, gate.core.models),
+        a1111_control.lines(request.control, gate.core.models) | ({"Skip Early CFG": which.skip} if which.skip else {}),
     )
 
 

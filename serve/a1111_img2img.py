@@ -9,7 +9,7 @@ from fastapi import APIRouter, Request
 from fastapi.responses import JSONResponse
 from pydantic import Field
 
-from ..pipelines.diffusion import MAX_SIDE
+from ..pipelines.generation import MAX_SIDE
 from .a1111_drawing import Txt2Img, Work, answer, work_of
 from .a1111_pictures import RESIZE, Masking, inpainting, prepared
 from .errors import BadField

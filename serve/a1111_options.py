@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 from collections.abc import Mapping
 from dataclasses import dataclass
 from typing import Any
@@ -13,16 +14,26 @@ from .interface import Core
 
 DIGEST = 10  # characters of a model's id that are shown as its hash
 OPTIONS = ("sd_model_checkpoint", "samples_format")  # those that can be set
+SKIP = "skip_early_cond"  # the first steps, as a part of all, go without the negative prompt
 _FORMATS = {"png": "png", "jpg": "jpeg", "jpeg": "jpeg", "webp": "webp"}
 
 
 @dataclass(frozen=True)
 class Chosen:
-    """What holds for a request. format: of pictures. not_done: names of overridden settings that are not done."""
+    """What holds for a request. format: of pictures. not_done: names of overridden settings that are not done.
+
+    skip: steps up to this part of all of them go without the negative prompt; 0: none do.
+    """
 
     info: ModelInfo
     format: str
     not_done: list[str]
+    skip: float = 0.0
+
+    @property
+    def interval(self) -> list[float] | None:
+        """The part of the steps with guidance, where the client says. The web UI leaves out a step at `skip` itself."""
+        return [math.nextafter(self.skip, 1.0), 1.0] if self.skip else None
 
 
 async def chosen(core: Core, client: str, override: Mapping[str, Any] | None = None) -> Chosen:
@@ -32,10 +43,10 @@ async def chosen(core: Core, client: str, override: Mapping[str, Any] | None = N
         BadField, UnknownModel: an option that makes no sense. Unsupported: no model draws.
     """
     options: dict[str, Any] = {**await core.options(client), **(override or {})}
-    other = [f"override_settings.{name}" for name in override or {} if name not in OPTIONS]
+    other = [f"override_settings.{name}" for name in override or {} if name not in (*OPTIONS, SKIP)]
     given = options.get("sd_model_checkpoint")
     info = drawer(core, None) if given in (None, "") else titled(core.models, given)
-    return Chosen(info, picture_format(options.get("samples_format")), other)
+    return Chosen(info, picture_format(options.get("samples_format")), other, _skipped(options.get(SKIP)))
 
 
 def title(info: ModelInfo) -> str:
@@ -75,3 +86,11 @@ def picture_format(given: Any) -> str:
     if found is None:
         raise BadField(f"There is no samples_format {str(given)[:40]!r}.", "Use png, jpg or webp.", "samples_format")
     return found
+
+
+def _skipped(given: Any) -> float:
+    if given is None:
+        return 0.0
+    if isinstance(given, bool) or not isinstance(given, int | float) or not 0 <= given < 1:
+        raise BadField(f"The {SKIP} is {str(given)[:40]}.", "Give a part of the steps, from 0 to below 1.", SKIP)
+    return float(given)

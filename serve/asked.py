@@ -7,6 +7,7 @@ from typing import Annotated, Any, Literal
 from pydantic import BaseModel, ConfigDict, Field
 
 from ..pipelines.control import MAX_STRENGTH
+from ..pipelines.guiding import MOST
 from .catalogue import ModelInfo
 from .errors import BadRequest
 from .pictures import all_checked
@@ -17,6 +18,7 @@ from .settings import Settings
 MAX_CONTROL = 8  # ControlNets of one job
 Side = Annotated[int, Field(ge=8, le=4096)]
 LoraStrengths = Annotated[list[float], Field(min_length=2, max_length=2)]
+Interval = Annotated[list[Annotated[float, Field(ge=0, le=1)]], Field(min_length=2, max_length=2)]
 
 
 class Exact(BaseModel):
@@ -69,6 +71,19 @@ class GenerateBody(Exact):
         description="One of the model's -> strength, or those of the denoiser and of the text encoders.",
     )
     hooks: list[str] | None = Field(None, max_length=100, description="Of the model's; without it all of them.")
+    preset: Literal["exact", "fast", "small"] | None = Field(
+        None, description="What of the work is left out where the next four do not say; without it the server's."
+    )
+    step_cache: str | None = Field(
+        None, max_length=16, description='"3": every third step is computed whole; "0.1": as few as keep the features.'
+    )
+    guidance_interval: Interval | None = Field(
+        None, description="The part of the steps in which guidance acts, as [0.1, 0.8]; the others cost half."
+    )
+    guidance_every: int | None = Field(
+        None, ge=1, le=MOST, description="Of the whole steps each so-many-th computes the negative prompt."
+    )
+    decoder: Literal["vae", "preview"] | None = Field(None, description="preview: the model's small decoder.")
 
     def request(self, info: ModelInfo, settings: Settings) -> GenerateRequest:
         """Raises BadField, Unsupported, TooLarge: what this model cannot draw, see `resolved`."""

@@ -14,6 +14,8 @@ from ..pipelines.control import misfit, residual_inputs
 from ..pipelines.families import FAMILIES
 from ..pipelines.load import family_of, open_artifact
 from ..pipelines.schedulers import scheduler_from_config, scheduler_names
+from ..pipelines.settings import PREVIEW
+from ..pipelines.step_cache import SHALLOW
 from .errors import Unsupported
 from .loras import lora_files
 from .models import weights_of
@@ -33,7 +35,8 @@ class ModelInfo:
     counts of steps hold. tasks: text2img, img2img, inpaint, as far as it does them. steps, guidance: where a client
     names none. scheduler: its own options; schedulers: names of those that draw with it. controlnets: names of served
     ControlNets that fit it; misfits: of those that do not, and why. lora_folder: None: there are no LoRAs.
-    hooks: names of the server's.
+    hooks: names of the server's. step_cache: whether a step can take features of an earlier one. preview_decoder:
+    whether it has a small decoder. preset: the server's own, of requests that name none.
     """
 
     name: str
@@ -59,6 +62,9 @@ class ModelInfo:
     misfits: Mapping[str, str] = field(default_factory=dict)
     lora_folder: Path | None = None
     hooks: tuple[str, ...] = ()
+    step_cache: bool = False
+    preview_decoder: bool = False
+    preset: str | None = None
 
     @property
     def draws(self) -> bool:
@@ -98,17 +104,22 @@ class ModelInfo:
                 "width": self.size[0], "height": self.size[1], "multiple_of": self.unit, "tasks": list(self.tasks),
                 "steps": self.steps, "guidance": self.guidance, "schedulers": list(self.schedulers),
                 "controlnets": list(self.controlnets), "loras": list(self.loras), "hooks": list(self.hooks),
+                "step_cache": self.step_cache, "preview_decoder": self.preview_decoder, "preset": self.preset,
             }  # fmt: skip
         return said
 
 
 def catalogue(
-    folders: Iterable[Path], *, lora_folder: Path | None = None, hooks: Iterable[str] = ()
+    folders: Iterable[Path],
+    *,
+    lora_folder: Path | None = None,
+    hooks: Iterable[str] = (),
+    preset: str | None = None,
 ) -> dict[str, ModelInfo]:
     """Name -> what is served; the name is the folder's.
 
     Args:
-        lora_folder, hooks: of the server; hooks by their names.
+        lora_folder, hooks, preset: of the server; hooks by their names.
 
     Raises:
         UsageError: two folders of one name. BadInput, BadArtifact: a folder is no artifact that can be run.
@@ -135,6 +146,7 @@ def catalogue(
                 misfits={net: wrong for net, wrong in why.items() if wrong is not None},
                 lora_folder=lora_folder,
                 hooks=own_hooks,
+                preset=preset,
             )
     return found
 
@@ -168,6 +180,8 @@ def info_of(artifact: Artifact) -> ModelInfo:
         guidance=float(defaults.get("guidance", family.guidance)),
         scheduler=dict(settings["scheduler"]),
         schedulers=fitting(settings["scheduler"]),
+        step_cache=family.denoiser + SHALLOW in artifact.components,
+        preview_decoder="preview" in settings and PREVIEW in artifact.components,
     )
 
 

@@ -12,9 +12,9 @@ from PIL import Image
 from ..core.errors import UsageError
 from ..pipelines.control import ControlNet, ControlUnit
 from ..pipelines.control_pictures import control_picture
-from ..pipelines.diffusion import GenerateResult
 from ..pipelines.images import open_image
 from ..pipelines.random import random_seed
+from ..pipelines.result import GenerateResult
 from .jobs import Picture, Result
 from .messages import Stepped, Task
 from .previews import Preview
@@ -66,6 +66,11 @@ class Drawing:
             **_from_pictures(first),
             control=[self._unit(one) for one in first.control],
             loras=first.loras,
+            step_cache=first.step_cache,
+            guidance_interval=first.guidance_interval,
+            guidance_every=first.guidance_every,
+            decoder=first.decoder,
+            preset=first.preset,
             hooks=self._worker.hooks_for(first, self._pipeline),
             on_step=self._stepped,
             cancel=self._cancelled,

@@ -59,7 +59,17 @@ class Labelling(Exact):
     function_to_apply: Literal["softmax", "sigmoid", "none"] | None = None
 
 
-class Drawing(Exact):
+class Saving(Exact):
+    """What of the work is left out, as parameters of ours beside Hugging Face's."""
+
+    preset: str | None = None
+    step_cache: str | None = None
+    guidance_interval: list[float] | None = None
+    guidance_every: int | None = None
+    decoder: str | None = None
+
+
+class Drawing(Saving):
     """The parameters of text-to-image; their bounds are those of the native API."""
 
     negative_prompt: str | None = None
@@ -76,8 +86,8 @@ class Size(Exact):
     height: int
 
 
-class Changing(Exact):
-    """The parameters of image-to-image, and three of ours: strength, scheduler and seed."""
+class Changing(Saving):
+    """The parameters of image-to-image, and of ours: strength, scheduler and seed."""
 
     prompt: str | None = None
     negative_prompt: str | None = None
@@ -165,7 +175,8 @@ async def _drawing(gate: Gate, http: Request, info: ModelInfo, kind: str) -> Gen
     if "prompt" in parameters or _is_picture(body.inputs):
         return _changing(gate, info, body.inputs, parameters, kind)
     asked = read(Drawing, parameters)
-    fields = asked.model_dump(include={"negative_prompt", "height", "width", "scheduler", "seed"}) | {
+    own = {"negative_prompt", "height", "width", "scheduler", "seed", *Saving.model_fields}
+    fields = asked.model_dump(include=own) | {
         "prompt": body.inputs, "steps": asked.num_inference_steps, "guidance": asked.guidance_scale, "format": kind,
     }  # fmt: skip
     return to_draw(info, fields, _NAMES, gate.settings)
@@ -174,7 +185,8 @@ async def _drawing(gate: Gate, http: Request, info: ModelInfo, kind: str) -> Gen
 def _changing(gate: Gate, info: ModelInfo, inputs: str, parameters: dict[str, Any], kind: str) -> GenerateRequest:
     """inputs: the picture, as base64."""
     asked = read(Changing, parameters)
-    fields = asked.model_dump(include={"negative_prompt", "strength", "scheduler", "seed"}) | {
+    own = {"negative_prompt", "strength", "scheduler", "seed", *Saving.model_fields}
+    fields = asked.model_dump(include=own) | {
         "image": inputs, "prompt": asked.prompt or "", "steps": asked.num_inference_steps,
         "guidance": asked.guidance_scale, "format": kind,
     }  # fmt: skip

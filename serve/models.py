@@ -16,6 +16,7 @@ from ..pipelines.diffusion import DiffusionPipeline
 from ..pipelines.embeddings import read_embedding
 from ..pipelines.load import family_of, load, open_artifact
 from ..pipelines.placing import fitting
+from ..pipelines.prompt_cache import Remember, is_text_encoder
 from ..runtimes.base import Options
 from .errors import UnknownModel, Unsupported
 
@@ -50,6 +51,7 @@ class Models:
         options: Options | None = None,
         place: Mapping[str, str] | None = None,
         offload: str = "auto",
+        remember: Remember | None = None,
         budget: int = 0,
         embeddings: Sequence[Path] = (),
         opened: Callable[[str, int, float, dict[str, Any], bool], None] = lambda *_: None,
@@ -58,6 +60,7 @@ class Models:
         self._paths, self._device, self._runtime = dict(paths), device, runtime
         self._options, self._budget, self._embeddings = options or Options(), budget, tuple(embeddings)
         self._place, self._offload = dict(place or {}), offload
+        self._remember = remember or Remember()
         self._untaught: dict[str, dict[str, str]] = {}
         self._opened, self._closed = opened, closed
         self._held: OrderedDict[str, Held] = OrderedDict()
@@ -125,6 +128,9 @@ class Models:
         pipeline = load(
             artifact, self._device, options=self._options, runtime=self._runtime,
             place=fitting(self._place, artifact.components), offload=self._offload,
+            prompt_bytes=self._remember.bytes, prompt_cache=self._remember.disk,
+            free_text_encoders=self._remember.free,
+            say=lambda line: log.info("of an open model", extra={"model": name, "what": line}),
         )  # fmt: skip
         try:
             self._teach(name, pipeline, family_of(artifact).components)
@@ -147,7 +153,8 @@ class Models:
                 self._untaught[name][read_embedding(file).word] = exc.what
                 log.warning("an embedding is not for a model", extra={"model": name, "what": exc.what})
         for component in components:
-            pipeline.sessions[component]
+            if not (self._remember.late and is_text_encoder(component)):
+                pipeline.sessions[component]
 
     def _make_room(self, name: str, size: int, beside: Collection[str]) -> None:
         if not self._budget:

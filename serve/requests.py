@@ -8,7 +8,14 @@ from pathlib import Path
 from typing import Any, ClassVar
 
 from ..core.tensors import Array
+from ..pipelines.guiding import Guiding
 from ..pipelines.pictures_in import usual_strength
+from ..pipelines.step_cache import StepCache
+from .saved import share_of_work
+
+_LEFT_OUT: Mapping[str, Any] = {
+    "step_cache": None, "guidance_interval": (0.0, 1.0), "guidance_every": 1, "decoder": "vae", "preset": None,
+}  # fmt: skip
 
 
 @dataclass(frozen=True)
@@ -38,7 +45,8 @@ class GenerateRequest:
     format: png, jpeg or webp. previews: whether steps come with a small picture. image, mask: whole files, checked; the
     mask is white where something new is drawn. strength: of the change; None for the pipeline's own. loras: name in the
     server's folder -> strength, or the denoiser's and the text encoders'. hooks: of those that the server was started
-    with; None for all.
+    with; None for all. step_cache, guidance_interval, guidance_every, decoder: what of the work is left out, those of
+    `preset` among it as far as the model can do it; preset: its name, for what it cannot.
     """
 
     kind: ClassVar[str] = "generate"
@@ -60,6 +68,11 @@ class GenerateRequest:
     control: tuple[ControlRequest, ...] = ()
     loras: Mapping[str, float | tuple[float, float]] = field(default_factory=dict)
     hooks: tuple[str, ...] | None = None
+    step_cache: str | None = None
+    guidance_interval: tuple[float, float] = (0.0, 1.0)
+    guidance_every: int = 1
+    decoder: str = "vae"
+    preset: str | None = None
 
     @property
     def pictures(self) -> tuple[bytes, ...]:
@@ -77,12 +90,23 @@ class GenerateRequest:
 
     @property
     def cost(self) -> int:
-        """Pixels times steps that are done times pictures."""
-        return self.width * self.height * self.steps_done * self.images
+        """Pixels times steps that are done, less what is left out of them, times pictures."""
+        one = self.width * self.height * self.steps_done
+        guiding = Guiding.of(self.guidance_interval, self.guidance_every)
+        if self._cache is not None or guiding.saves:
+            one = max(1, round(one * share_of_work(self._cache, guiding, self.steps_done, self.guidance > 1)))
+        return one * self.images
+
+    @property
+    def _cache(self) -> StepCache | None:
+        return None if self.step_cache is None else StepCache.parse(self.step_cache)
 
     def shape(self) -> GenerateRequest | None:
-        """What jobs must have in common to be done in one call; None for one with pictures, which is done alone."""
-        if self.image is not None or self.control:
+        """What jobs must have in common to be done in one call; None for one that is done alone.
+
+        That is one with pictures, and one whose features are measured: those of others would change its steps.
+        """
+        if self.image is not None or self.control or (self._cache is not None and self._cache.change is not None):
             return None
         return replace(self, prompt="", seed=None, images=1, format="png", previews=False)
 
@@ -94,11 +118,18 @@ class GenerateRequest:
         return replace(self, image=image, mask=mask, control=tuple(replace(unit, picture=b"") for unit in self.control))
 
     def to_json(self) -> dict[str, Any]:
-        """Without the pictures, which are kept as files; `pictures` says whether there are an image and a mask."""
-        apart = ("image", "mask", "control", "loras", "hooks")
+        """Without the pictures, which are kept as files; `pictures` says whether there are an image and a mask.
+
+        Of what is left out of the work only what is: so a request is written as by versions that left out nothing.
+        """
+        apart = ("image", "mask", "control", "loras", "hooks", *_LEFT_OUT)
         said = {name: value for name, value in vars(self).items() if name not in apart}
         said["loras"] = {n: list(one) if isinstance(one, tuple) else one for n, one in self.loras.items()}
         said["hooks"] = None if self.hooks is None else list(self.hooks)
+        for name, usual in _LEFT_OUT.items():
+            value = getattr(self, name)
+            if value != usual:
+                said[name] = list(value) if isinstance(value, tuple) else value
         said["control"] = [unit.to_json() for unit in self.control]
         said["pictures"] = [name for name in ("image", "mask") if getattr(self, name) is not None]
         return {"kind": self.kind, **said}
@@ -185,14 +216,17 @@ def request_from_json(data: Mapping[str, Any], folder: Path | None) -> GenerateR
 
 
 def _generate(given: dict[str, Any], folder: Path | None) -> GenerateRequest:
-    """What a version before wrote has no pictures, LoRAs or hooks."""
+    """What a version before wrote has no pictures, LoRAs or hooks, and leaves nothing of the work out."""
     names, control = given.pop("pictures", []), given.pop("control", [])
     numbers = range(len(names) + len(control))
     files = [(folder / f"input-{number}").read_bytes() if folder is not None else b"" for number in numbers]
     pictures = dict(zip(names, files, strict=False))
     units = (ControlRequest(picture=data, **one) for one, data in zip(control, files[len(names) :], strict=True))
     loras = {n: tuple(one) if isinstance(one, list) else one for n, one in given.pop("loras", {}).items()}
-    hooks = given.pop("hooks", None)
+    hooks, interval = given.pop("hooks", None), given.pop("guidance_interval", None)
+    if interval is not None:
+        start, end = interval
+        given["guidance_interval"] = (float(start), float(end))
     return GenerateRequest(
         **given,
         image=pictures.get("image"),

@@ -6,11 +6,14 @@ import math
 from collections.abc import Mapping
 from typing import TYPE_CHECKING, Any
 
-from ..core.errors import BadInput
-from ..pipelines.diffusion import MAX_SIDE
+from ..core.errors import BadInput, UsageError
+from ..pipelines.generation import MAX_SIDE
+from ..pipelines.guiding import Guiding
 from ..pipelines.lora import split_loras
 from ..pipelines.pictures_in import usual_strength
+from ..pipelines.saving import Saving
 from ..pipelines.schedulers import scheduler_from_config, scheduler_name
+from ..pipelines.step_cache import StepCache
 from .catalogue import ModelInfo
 from .errors import BadField, Unsupported
 from .loras import lora_files, names_of, no_lora
@@ -33,7 +36,7 @@ def resolved(body: GenerateBody, info: ModelInfo, settings: Settings) -> Generat
     Raises:
         Unsupported: the model does not draw, or not in this way.
         BadField: a name that is not known here or does not fit the model, numbers that make no sense together, a size
-            that cannot be drawn, or no picture where one should be.
+            that cannot be drawn, a graph or decoder that the model lacks, or no picture where one should be.
         TooLarge: the pictures have too many pixels, or too many parts.
     """
     info.check(GenerateRequest.kind)
@@ -47,7 +50,7 @@ def resolved(body: GenerateBody, info: ModelInfo, settings: Settings) -> Generat
     prompt, loras = _loras(body, info)
     _check_controlnets(body, info)
     scheduler, hooks = _scheduler(body.scheduler, info), _hooks(body, info)
-    strength = _strength(body, info, steps)
+    strength, saving = _strength(body, info, steps), _saving(body, info)
     pictures = all_checked(_pictures(body), settings.pixels)
     image, mask = pictures.get("image"), pictures.get("mask")
     if image is not None and mask is not None:
@@ -59,7 +62,7 @@ def resolved(body: GenerateBody, info: ModelInfo, settings: Settings) -> Generat
     )
     return GenerateRequest(
         **given, prompt=prompt, width=width, height=height, steps=steps, scheduler=scheduler, image=image, mask=mask,
-        strength=strength, control=control, loras=loras, hooks=hooks,
+        strength=strength, control=control, loras=loras, hooks=hooks, **saving,
     )  # fmt: skip
 
 
@@ -163,6 +166,38 @@ def _strength(body: GenerateBody, info: ModelInfo, steps: int) -> float | None:
             "strength",
         )
     return body.strength
+
+
+def _saving(body: GenerateBody, info: ModelInfo) -> dict[str, Any]:
+    """What of the work is left out: as the fields say, else as their preset does, else as the server's."""
+    interval = None if body.guidance_interval is None else (body.guidance_interval[0], body.guidance_interval[1])
+    try:
+        if body.step_cache is not None:
+            StepCache.parse(body.step_cache)
+    except UsageError as exc:
+        raise BadField(exc.what, exc.fix, "step_cache") from exc
+    try:
+        Guiding.of(interval, None)
+    except UsageError as exc:
+        raise BadField(exc.what, "Give two numbers from 0 to 1, the lower first.", "guidance_interval") from exc
+    if body.step_cache is not None and not info.step_cache:
+        what = f"{info.name} has no graph that takes deep features."
+        raise BadField(what, "Export or compile it again, with --step-cache.", "step_cache")
+    if body.decoder == "preview" and not info.preview_decoder:
+        what = f"{info.name} has no decoder for previews."
+        raise BadField(what, "Export it again, with --preview-vae.", "decoder")
+    preset = info.preset if body.preset is None else body.preset
+    saving, _ = Saving.of(
+        preset, step_cache=body.step_cache, guidance_interval=interval, guidance_every=body.guidance_every,
+        decoder=body.decoder, shallow=info.step_cache,
+    )  # fmt: skip
+    return {
+        "step_cache": None if saving.step_cache is None else str(saving.step_cache),
+        "guidance_interval": (saving.guiding.start, saving.guiding.end),
+        "guidance_every": saving.guiding.every,
+        "decoder": saving.decoder,
+        "preset": preset,
+    }
 
 
 def _pictures(body: GenerateBody) -> Mapping[str, str]:

@@ -19,6 +19,8 @@ from ..pipelines.embeddings import read_embedding
 from ..pipelines.load import open_artifact
 from ..pipelines.offload import Wish
 from ..pipelines.placing import parse_place, placed
+from ..pipelines.presets import opened_with, preset_named
+from ..pipelines.prompt_cache import Remember
 from ..runtimes.base import Options
 from ..runtimes.options import parse_options
 from .app import create_app
@@ -53,15 +55,22 @@ def models_for(folders: Sequence[Path], settings: Settings) -> dict[str, ModelIn
     """What is served: the artifacts, and for each what of the LoRAs, hooks and embeddings is for it.
 
     Raises:
-        UsageError, BadInput, BadArtifact, MissingDependency: what cannot be served, no folder of LoRAs, no such hook,
-            or a file that is no embedding.
+        UsageError, BadInput, BadArtifact, MissingDependency: what cannot be served, no folder of LoRAs, no such hook
+            or preset, or a file that is no embedding.
     """
     if settings.lora_folder is not None and not settings.lora_folder.is_dir():
         raise BadInput(f"{settings.lora_folder} is no folder.", "Give the folder of the LoRAs with --lora-folder.")
     for file in settings.embedding:
         read_embedding(file)
     Wish.of(settings.offload, None)
-    models = catalogue(folders, lora_folder=_whole(settings.lora_folder), hooks=Hooks(settings.hook).names)
+    if settings.preset is not None:
+        preset_named(settings.preset)
+    models = catalogue(
+        folders,
+        lora_folder=_whole(settings.lora_folder),
+        hooks=Hooks(settings.hook).names,
+        preset=settings.preset,
+    )
     components = dict.fromkeys(name for one in models.values() for name in open_artifact(one.path).components)
     placed(parse_place(settings.place or ""), components)  # a name may be of one model alone
     return models
@@ -76,13 +85,16 @@ def worker_settings(
     settings: Settings, paths: Mapping[str, Path], device: str | None, *, json_logs: bool = False
 ) -> WorkerSettings:
     """Of a worker that holds these models."""
+    options = parse_options(settings.runtime_option, Options(threads=settings.threads))
+    options, offload = opened_with(settings.preset, options, settings.offload)
     return WorkerSettings(
         paths,
         device=device,
         runtime=settings.runtime,
-        options=parse_options(settings.runtime_option, Options(threads=settings.threads)),
+        options=options,
         place=parse_place(settings.place or ""),
-        offload=settings.offload,
+        offload=offload,
+        remember=Remember(settings.prompt_bytes, settings.prompt_cache, settings.free_text_encoders),
         budget=settings.memory_budget,
         batch=settings.batch,
         pixels=settings.pixels,

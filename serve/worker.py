@@ -27,6 +27,7 @@ from PIL import Image
 from ..core.errors import Cancelled, VitrifyError
 from ..pipelines.hooks import Hook
 from ..pipelines.images import open_image
+from ..pipelines.prompt_cache import Remember
 from ..runtimes.base import Options
 from .drawing import Drawing
 from .hooks import Hooks
@@ -62,6 +63,7 @@ class WorkerSettings:
     """What a worker is started with. paths: model -> folder. budget: bytes of weights. batch: pictures at once.
 
     place, offload: as `pipelines.load` takes them; a place that a model has no component for is not for it.
+    remember: what each model keeps of encoded prompts.
     pixels: of pictures that are decoded at once. lora_folder: of the LoRAs that clients may name. hooks: each with its
     options, see `hooks_of`. embeddings: files. nice: how far it steps back for the server, which must answer while it
     computes. json_logs: how it logs.
@@ -73,6 +75,7 @@ class WorkerSettings:
     options: Options = field(default_factory=Options)
     place: Mapping[str, str] = field(default_factory=dict)
     offload: str = "auto"
+    remember: Remember = field(default_factory=Remember)
     budget: int = 0
     batch: int = 32
     pixels: int = 64_000_000
@@ -116,6 +119,7 @@ class Worker:
             options=settings.options,
             place=settings.place,
             offload=settings.offload,
+            remember=settings.remember,
             budget=settings.budget,
             embeddings=settings.embeddings,
             opened=lambda *given: pipe.send(Opened(*given)),

@@ -77,19 +77,25 @@ def diffusion_artifact(diffusion_source: Path, shared: Path) -> Path:
 
 
 @pytest.fixture(scope="session")
+def cached_artifact(diffusion_source: Path, shared: Path) -> Path:
+    """The diffusion model with the graph for kept features. Shared: copy it before changing anything."""
+    return _exported(diffusion_source, shared / "cached" / "emoji", step_cache=1)
+
+
+@pytest.fixture(scope="session")
 def emotions_artifact(emotions_source: Path, shared: Path) -> Path:
     """The classifier, exported and proved. Shared: copy it before changing anything."""
     return _exported(emotions_source, shared / "emotions" / "emotions")
 
 
-def _exported(source: Path, target: Path) -> Path:
+def _exported(source: Path, target: Path, **options: Any) -> Path:
     pytest.importorskip("torch", reason="needs the extra export")
     from vitrify.export.job import export_model
 
     target.parent.mkdir(exist_ok=True)
     with FileLock(f"{target.parent}.lock"):
         if not target.exists():
-            export_model(source, target, verify=True)
+            export_model(source, target, verify=True, **options)
     return target
 
 

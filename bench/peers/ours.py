@@ -1,7 +1,7 @@
 """vitrify itself, run as the others are.
 
-variant: the runtime, "onnx" or "openvino", and after a blank the precision to compute in, where it is not the
-artifact's own.
+variant: the runtime, "onnx" or "openvino", and what is not as usual: "precision=bfloat16", or an option of `generate`
+such as "preset=fast" or "step_cache=3".
 """
 
 from __future__ import annotations
@@ -16,13 +16,17 @@ from .drawing import Drawn, Job, Opened
 def opener(job: Job) -> Callable[[], Opened]:
     from ...core.registry import load_runtime
     from ...pipelines.load import load
+    from ...pipelines.presets import opened_with
     from ...runtimes.base import Options
 
-    runtime, _, precision = job.variant.partition(" ")
+    runtime, *words = job.variant.split()
+    asked = dict(word.split("=", 1) for word in words)
     load_runtime(runtime)  # imports its library
 
     def opened() -> Opened:
-        pipeline: Any = load(job.model, "cpu", runtime=runtime, options=Options(precision=precision or None))
+        usual = Options(precision=asked.pop("precision", None))
+        options, offload = opened_with(asked.get("preset"), usual, "auto")
+        pipeline: Any = load(job.model, "cpu", runtime=runtime, options=options, offload=offload)
 
         def draw() -> Drawn:
             ends: list[float] = []
@@ -35,6 +39,7 @@ def opener(job: Job) -> Callable[[], Opened]:
                 seed=job.seed,
                 scheduler="euler",
                 on_step=lambda step: ends.append(time.perf_counter()),
+                **asked,
             )
             return Drawn(made.images[0], ends)
 

@@ -13,6 +13,7 @@ from pathlib import Path
 
 from ...core.errors import BadInput
 from ...core.machine import cpu_info, usable_cores
+from ..models import TINY
 from ..preparing import OFFLINE, is_made, required
 
 HERE = Path(__file__).resolve().parent
@@ -27,6 +28,11 @@ def home(work: Path) -> Path:
 def source(work: Path) -> Path:
     """The model that every tool is given."""
     return home(work) / "model"
+
+
+def small_vae(work: Path) -> Path:
+    """A tiny autoencoder with random weights, whose decoder may take the place of the VAE's."""
+    return work / "models" / TINY
 
 
 @dataclass(frozen=True)
@@ -76,7 +82,8 @@ class Format:
     """What a tool's own exporter makes of the model, once.
 
     environment: None is vitrify's own. words: the exporter's command, after that environment's Python, with {bin} for
-    the folder of its commands, {source} and {target}. of: another format that it starts from; empty for the model.
+    the folder of its commands, {source}, {target} and {tiny}, a tiny autoencoder. of: another format that it starts
+    from; empty for the model.
     """
 
     name: str
@@ -93,18 +100,20 @@ class Format:
     def command(self, work: Path) -> list[str]:
         python = self.environment.python(work) if self.environment else Path(sys.executable)
         given = {"bin": python.parent, "source": self.source(work), "target": self.folder(work)}
+        given |= {"tiny": small_vae(work)}
         return [str(python), *(word.format(**given) for word in self.words)]
 
 
 @dataclass(frozen=True)
 class Peer:
-    """A row. format: None reads the model as it is."""
+    """A row. format: None reads the model as it is. draws: pictures, of which the last counts."""
 
     name: str
     tool: str
     variant: str
     environment: Environment | None
     format: Format | None
+    draws: int = 2
 
     def model(self, work: Path) -> Path:
         return self.format.folder(work) if self.format else source(work)
@@ -156,6 +165,8 @@ _GGUF = (
     "pathlib.Path(target).parent.mkdir(); "
     "sys.exit(not s.StableDiffusion().convert(source, output_path=target, output_type=kind))"
 )
+# the graph for steps that take kept features, and a small decoder: what the bench `less` draws with
+_LESS = ("--step-cache", "1", "--preview-vae", "{tiny}")
 # random weights have no ranges that more samples would find, and each sample costs steps of the whole pipeline
 _STATIC = ("--to", "onnx", "--quant", "int8-static", "--samples", "4", "--no-verify")
 # in this order: int8-static starts from fp32
@@ -166,7 +177,7 @@ FORMATS = {
         Format("openvino", OPENVINO, (*_OPTIMUM, "openvino", *_GIVEN, "--weight-format", "fp32", "{target}")),
         Format("gguf-f32", SDCPP, ("-c", _GGUF, "{source}", "{target}/model.gguf", "f32")),
         Format("gguf-q8_0", SDCPP, ("-c", _GGUF, "{source}", "{target}/model.gguf", "q8_0")),
-        Format("vitrify-fp32", None, ("-m", "vitrify", "export", "{source}", "-o", "{target}")),
+        Format("vitrify-fp32", None, ("-m", "vitrify", "export", "{source}", "-o", "{target}", *_LESS)),
         Format(
             "vitrify-int8-static",
             None,
@@ -195,7 +206,7 @@ QUANTIZED = (
 BFLOAT16 = (
     Peer("Optimum Intel, bfloat16", "optimum_intel", "bf16", OPENVINO, FORMATS["openvino"]),
     Peer("OpenVINO GenAI, bfloat16", "genai", "bf16", OPENVINO, FORMATS["openvino"]),
-    Peer("vitrify on OpenVINO, bfloat16", "ours", "openvino bfloat16", None, FORMATS["vitrify-fp32"]),
+    Peer("vitrify on OpenVINO, bfloat16", "ours", "openvino precision=bfloat16", None, FORMATS["vitrify-fp32"]),
 )
 
 

@@ -22,6 +22,7 @@ from ...pipelines.generation import MAX_SEED
 from ...pipelines.random import GENERATORS
 from ...pipelines.schedulers import NAMES_OF_CLASSES, scheduler_name
 from ...quant.recipes import RECIPES, recipe
+from ..saved import SAVED, label_saved, saved
 
 LETTERS = ("x", "y", "z")
 MOST = 5000
@@ -59,7 +60,7 @@ class Axis:
 
     letter: "x" (columns), "y" (rows) or "z" (a grid a value). name: one of `axis_names()`.
     values: at least one, each once; numbers, texts, or (width, height) of the axis "size". Of "lora" and "image" what
-    was typed, a name or a path.
+    was typed, a name or a path. Of those of `SAVED` None is a picture without it.
     """
 
     letter: str
@@ -71,7 +72,8 @@ class Axis:
         """What the labels are values of, where they do not say so themselves."""
         if self.name == SEARCH:
             return f'"{self.values[0]}" becomes'
-        return "" if self.name in (*_WHOLE, *_FLOATS, "rng", "size") else self.name.replace("_", " ")
+        plain = (*_WHOLE, *_FLOATS, *SAVED, "rng", "size")
+        return "" if self.name in plain else self.name.replace("_", " ")
 
     def label(self, index: int) -> str:
         """A value as a grid shows it: "steps 5", "64x64", "ddim"."""
@@ -80,7 +82,7 @@ class Axis:
 
 def axis_names() -> list[str]:
     """What may be swept."""
-    return [*_WHOLE, *_FLOATS, "size", "scheduler", "rng", *_TEXTS, *_FILES, "runtime", "recipe"]
+    return [*_WHOLE, *_FLOATS, "size", "scheduler", "rng", *_TEXTS, *_FILES, "runtime", "recipe", *SAVED]
 
 
 def label(name: str, value: Any) -> str:
@@ -89,6 +91,8 @@ def label(name: str, value: Any) -> str:
         return "x".join(map(str, value))
     if name in _TEXTS:
         return str(value) or "(nothing)"
+    if name in SAVED:
+        return label_saved(name, value)
     if name in _FLOATS:
         return f"{name.replace('_', ' ')} {value:g}"
     if name == "image":
@@ -205,7 +209,8 @@ def _example(name: str) -> str:
         "size": "256x256,512x256", "scheduler": "ddim,euler", "rng": "cpu,philox", "runtime": "onnx,openvino",
         "prompt": '"a dog, asleep","a cat"', "negative_prompt": '"",blurry', SEARCH: "red,green,blue",
         "recipe": "fp32,int8-weights", "strength": "0.4,0.6,0.8", "control_strength": "0.5,1", "lora_strength": "0.5,1",
-        "lora": "none,style:0.8", "image": "a.png,b.png",
+        "lora": "none,style:0.8", "image": "a.png,b.png", "preset": "none,fast", "step_cache": "none,2,3,0.1",
+        "guidance_interval": "none,0.1:0.8", "guidance_every": "1,2", "decoder": "vae,preview",
     }  # fmt: skip
     return f"{name}={examples.get(name, '5,10,20')}"
 
@@ -252,6 +257,9 @@ def _values(where: str, name: str, field: str, example: str) -> list[Any]:
         return [_choice(where, name, field, list(RECIPES), lambda found: recipe(found).id)]
     if name == "scheduler":
         return [_scheduler(where, field)]
+    if name in SAVED:
+        numbers = _numbers(where, field, whole=True) if name == "guidance_every" else None
+        return [saved(name, str(one), where) for one in numbers or [field]]
     known = {"runtime": runtime_names(), "rng": list(GENERATORS)}[name]
     return [_choice(where, name, field, known, str)]
 

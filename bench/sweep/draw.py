@@ -21,12 +21,15 @@ from ...core.machine import LIBRARIES, versions_of
 from ...core.progress import Event, Report
 from ...core.registry import RUNTIMES, runtime_for
 from ...pipelines.control import ControlNet, ControlUnit
-from ...pipelines.diffusion import DiffusionPipeline, GenerateResult
+from ...pipelines.diffusion import DiffusionPipeline
 from ...pipelines.images import read_parameters, save_png
 from ...pipelines.load import family_of, load
+from ...pipelines.presets import opened_with
+from ...pipelines.result import GenerateResult
 from ...pipelines.schedulers import stand_in_name
 from ...proof.quality import psnr, ssim
 from ...runtimes.base import Options, Placement
+from ..saved import SAVED, refuse_saved
 from .artifacts import Artifacts
 from .axes import LETTERS
 from .given import Given
@@ -34,6 +37,7 @@ from .plan import Index, Opening, Settings
 from .results import PICTURES, Row
 
 _WINDOW = 11  # pixels of SSIM's window
+_WARM = 5  # steps of a preset until each kind of call was made: whole and shallow, with the negative prompt and without
 _ENDING = (Cancelled, DiskError)  # what ends a sweep; any other error is told in its cell
 
 Json = dict[str, Any]
@@ -106,6 +110,7 @@ class Drawing:
                     shapes.clear()
                 shape = _shape(row.settings)
                 try:
+                    refuse_saved(row.settings.saved, artifact)
                     request = self.given.request(row.settings) | {"control": opened.controls(self.given, row.settings)}
                     if self.warm_up and shape not in shapes:
                         shapes.add(shape)
@@ -125,7 +130,7 @@ class Drawing:
                 opened.close()
 
     def _open(self, artifact: Artifact, opening: Opening) -> _Opened:
-        options = replace(self.options, threads=opening.threads)
+        options, offload = opened_with(opening.preset, replace(self.options, threads=opening.threads), "auto")
 
         def opened(one: Artifact) -> Any:
             return load(
@@ -133,6 +138,7 @@ class Drawing:
                 self.device,
                 options=options,
                 runtime=opening.runtime,
+                offload=offload,
                 say=lambda line: self._note(f"device: {line}"),
             )
 
@@ -226,13 +232,15 @@ class _Opened:
 
 
 def _shape(settings: Settings) -> tuple[Any, ...]:
-    """What a runtime prepares for: the size, which may be a picture's own, and the rows."""
-    return settings.width, settings.height, settings.image, (settings.guidance or 0.0) > 1
+    """What a runtime prepares for: the size, which may be a picture's own, the rows, and the graphs."""
+    saved = tuple(sorted(settings.saved.items()))
+    return settings.width, settings.height, settings.image, (settings.guidance or 0.0) > 1, saved
 
 
 def _warm_up(pipeline: DiffusionPipeline, request: Json) -> None:
-    """One step of a picture of this size, which nobody sees."""
-    asked = request | {"steps": 1, "scheduler": stand_in_name(pipeline.settings["scheduler"]), "hooks": ()}
+    """One step of a picture of this size, which nobody sees; more where they are not all alike."""
+    steps = _WARM if any(name in request for name in SAVED) else 1
+    asked = request | {"steps": steps, "scheduler": stand_in_name(pipeline.settings["scheduler"]), "hooks": ()}
     if "image" in request:
         asked["strength"] = 1.0  # less of one step is none
     with suppress(UsageError, BadInput):  # as what follows is told in its cell

@@ -94,6 +94,7 @@ class Given:
             path = getattr(settings, name)
             if path is not None:
                 found[name] = digest(self.picture(path))
+        found |= settings.saved
         if settings.strength is not None:
             found["strength"] = settings.strength
         if self.controls:
@@ -118,7 +119,7 @@ class Given:
         Raises:
             BadInput, UsageError: a hook that cannot be opened.
         """
-        made: Json = {**settings.drawing, "strength": settings.strength}
+        made: Json = {**settings.drawing, **settings.saving, "strength": settings.strength}
         for name in ("image", "mask"):
             path = getattr(settings, name)
             made |= {name: self.picture(path)} if path is not None else {}

@@ -14,6 +14,7 @@ from ...core.registry import RUNTIMES, runtime_for
 from ...quant.recipes import recipe
 from ...quant.support import TARGETS, check
 from ..matrix import recipes_of
+from ..saved import SAVED, drawn_with, opens_otherwise
 from .axes import LETTERS, NO_LORA, SEARCH, Axis
 
 Index = tuple[int, int, int]
@@ -26,6 +27,7 @@ class Settings:
 
     seed: None until the sweep starts. recipe, runtime: None where neither an axis nor an option says.
     image, mask: files. control_strength: of every ControlNet; None: each one's own. lora: as `parse_lora` takes them.
+    preset to decoder: what of the work is left out, as `bench.saved` has them.
     """
 
     prompt: str
@@ -45,11 +47,26 @@ class Settings:
     strength: float | None = None
     control_strength: float | None = None
     lora: tuple[str, ...] = ()
+    preset: str | None = None
+    step_cache: str | None = None
+    guidance_interval: str | None = None
+    guidance_every: int | None = None
+    decoder: str | None = None
 
     @property
     def drawing(self) -> dict[str, Any]:
         """What of a pipeline's `generate` is a number or a word, whatever the picture is drawn from."""
         return {name: getattr(self, name) for name in _DRAWING}
+
+    @property
+    def saved(self) -> dict[str, Any]:
+        """What of the work is left out: those that are not None."""
+        return {name: value for name in SAVED if (value := getattr(self, name)) is not None}
+
+    @property
+    def saving(self) -> dict[str, Any]:
+        """The same as `generate` takes it."""
+        return drawn_with(self.saved)
 
     def to_json(self) -> dict[str, Any]:
         return asdict(self) | {"lora": list(self.lora)}
@@ -65,9 +82,11 @@ class Opening:
     recipe: str | None
     runtime: str | None
     threads: int
+    preset: str | None = None  # where it says how an artifact is opened
 
     def __str__(self) -> str:
         words = [self.recipe, self.runtime and f"on {self.runtime}", self.threads and f"with {self.threads} threads"]
+        words += [self.preset and f"preset {self.preset}"]
         return " ".join(str(word) for word in words if word)
 
 
@@ -80,7 +99,8 @@ class Cell:
 
     @property
     def opening(self) -> Opening:
-        return Opening(self.settings.recipe, self.settings.runtime, self.settings.threads)
+        own = self.settings
+        return Opening(own.recipe, own.runtime, own.threads, own.preset if opens_otherwise(own.preset) else None)
 
 
 @dataclass(frozen=True)

@@ -16,6 +16,7 @@ from PIL import Image
 from ...core.errors import BadInput, VitrifyError
 from ...core.publish import disk_errors, write_whole
 from ...pipelines.adapters import parse_lora
+from ..saved import SAVED, said
 from .axes import LETTERS, Axis, label, sets
 from .grid import Block, Legend, Tile, draw_grid
 from .plan import Cell, Settings
@@ -23,7 +24,7 @@ from .plan import Cell, Settings
 SCHEMA = 1
 DOCUMENT, TABLE, GRID = "sweep.json", "sweep.csv", "grid.png"
 PICTURES, ARTIFACTS = "pictures", "artifacts"
-SAME = ("recipe", "runtime", "threads")
+SAME = ("recipe", "runtime", "threads", *SAVED)
 """Axes along which pictures are meant to stay the same, and seconds are not."""
 
 Json = dict[str, Any]
@@ -178,6 +179,7 @@ class Sweep:
         words += [own.scheduler] if own.scheduler and "scheduler" not in varied else []
         words += [] if {"width", "height"} & varied else [f"{own.width}x{own.height}"]
         words += [str(getattr(own, name)) for name in ("recipe", "runtime") if name not in varied]
+        words += said({name: value for name, value in own.saved.items() if name not in varied})
         words += _started_from(own, varied)
         model = str(self.facts["model"])
         head = [model, ", ".join(words)] if "prompt" in varied else [self.base.prompt, ", ".join([model, *words])]

@@ -2,25 +2,41 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping
-from typing import Any
+from collections.abc import Iterator, Mapping
+from importlib import import_module
+from typing import TYPE_CHECKING, Any
 
 from ..settings import complete
-from .base import Config, Family
-from .flux import Flux
-from .sana import Sana
-from .sd import StableDiffusion
-from .sd3 import StableDiffusion3
-from .sdxl import StableDiffusionXL
+
+if TYPE_CHECKING:
+    from .base import Config, Family
 
 # A new family is one file here, one row below, and one export spec in export/families/.
-FAMILIES: dict[str, type[Family]] = {
-    "sd": StableDiffusion,
-    "sdxl": StableDiffusionXL,
-    "sd3": StableDiffusion3,
-    "flux": Flux,
-    "sana": Sana,
+_WHERE = {
+    "sd": "sd.StableDiffusion",
+    "sdxl": "sdxl.StableDiffusionXL",
+    "sd3": "sd3.StableDiffusion3",
+    "flux": "flux.Flux",
+    "sana": "sana.Sana",
 }
+
+
+class _Families(Mapping[str, "type[Family]"]):
+    """Name -> class; its file is imported when it is asked for, so that a model waits for no other family's."""
+
+    def __getitem__(self, name: str) -> type[Family]:
+        module, _, kind = _WHERE[name].partition(".")
+        found: type[Family] = getattr(import_module(f".{module}", __name__), kind)
+        return found
+
+    def __iter__(self) -> Iterator[str]:
+        return iter(_WHERE)
+
+    def __len__(self) -> int:
+        return len(_WHERE)
+
+
+FAMILIES: Mapping[str, type[Family]] = _Families()
 
 
 def family_of_class(name: str) -> str | None:

@@ -17,7 +17,6 @@ import numpy.typing as npt
 from ...core.errors import NotFinite
 from ...core.tensors import Array
 from ...runtimes.base import Session
-from ..pictures_in import to_latents
 from ..prompt import PromptTokenizer
 
 FloatArray = npt.NDArray[np.float32]
@@ -145,6 +144,8 @@ class Family:
             mask: float32 [n, 1, height, width] in pixels, 1 where something new is drawn.
             masked: latents of the picture without that part, [n, channels, h, w].
         """
+        from ..pictures_in import to_latents  # brings Pillow, which no model needs to be opened
+
         return np.concatenate([to_latents(mask, masked.shape[2:]), masked], axis=1)
 
     def form(self, latents: FloatArray) -> FloatArray:

@@ -9,13 +9,14 @@ from __future__ import annotations
 import math
 from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass
+from typing import Any
 
 import numpy as np
 
 from ...core.artifact import Component
 from ...core.errors import BadInput
 from ...core.safetensors_header import read_tensor
-from ...runtimes.low_rank import LowRank, Override
+from ...runtimes.low_rank import LowRank, Override, fingerprint
 from ...runtimes.stored import stored_weights
 from ..random import FloatArray
 from .files import Lora
@@ -64,6 +65,18 @@ class Changes(Mapping[str, Override]):
 
     def __contains__(self, name: object) -> bool:
         return name in self._parts  # the mixin's own would compute the weight
+
+    def fingerprint(self) -> list[list[Any]]:
+        """What tells these changes from any others of the same component, from the small matrices alone.
+
+        Raises:
+            BadInput, DiskError: a LoRA's file changed or the disk failed.
+        """
+        return [
+            [name, strength, *fingerprint(LowRank(*change.factors()))]
+            for name, parts in self._parts.items()
+            for change, strength in parts
+        ]
 
 
 def lora_overrides(components: Mapping[str, Component], uses: Sequence[LoraUse]) -> dict[str, Changes]:

@@ -6,6 +6,7 @@ import { icon } from "./icons.js";
 import { LorasPart } from "./loras.js";
 import { tagOf } from "./made.js";
 import { NetsPart } from "./nets.js";
+import { QualityPart } from "./quality.js";
 import { SizeField } from "./size.js";
 import { paired } from "./slider.js";
 import { StartPart } from "./start.js";
@@ -35,6 +36,7 @@ export class DrawFields {
     this.nets = new NetsPart();
     this.loras = new LorasPart();
     this.hooks = new HooksPart();
+    this.quality = new QualityPart();
     this.size = new SizeField();
     this.steps = paired("Steps", { min: 1, max: 100, most: 1000, step: 1, value: OWN.steps });
     this.guidance = paired("Guidance", { min: 0, max: 20, most: 100, step: 0.5, value: OWN.guidance, any: true });
@@ -72,6 +74,7 @@ export class DrawFields {
       images: field("Pictures", this.images),
       format: field("Format", this.format),
       hooks: this.hooks.node,
+      quality: this.quality.node,
       previews: this.previews.node,
     };
   }
@@ -102,7 +105,7 @@ export class DrawFields {
   #fit() {
     const model = this.chosen;
     if (!model) return;
-    for (const part of [this.start, this.nets, this.loras, this.hooks, this.size]) part.fit(model);
+    for (const part of [this.start, this.nets, this.loras, this.hooks, this.quality, this.size]) part.fit(model);
     this.size.follow(this.start.picture);
     this.#byItself("steps", this.steps, model);
     this.#byItself("guidance", this.guidance, model);
@@ -161,6 +164,7 @@ export class DrawFields {
       ...this.loras.read(),
       ...this.nets.read(),
       ...this.hooks.read(),
+      ...this.quality.read(),
     };
   }
 
@@ -192,6 +196,7 @@ export class DrawFields {
     if (given.loras !== undefined) this.#writeLoras(given.loras ?? {});
     if (given.control !== undefined) this.nets.write(given.control ?? [], pictures?.control ?? []);
     if (given.hooks !== undefined) this.hooks.write(given.hooks);
+    this.quality.write(given);
   }
 
   /** One with two strengths has no slider; the prompt can name it. */

@@ -35,6 +35,7 @@ function make(app) {
     fields.nodes.size,
     fields.nodes.steps,
     fields.nodes.guidance,
+    fields.nodes.quality,
     fields.nodes.seed,
     fields.nodes.scheduler,
     el("div", { class: "pair" }, fields.nodes.images, fields.nodes.format),

@@ -17,7 +17,30 @@ export function madeWith(given, began = given.began ?? []) {
   if (laid.length) found.push([laid.length > 1 ? "LoRAs" : "LoRA", laid.map(([name, one]) => `${name} ${[one].flat().join(" / ")}`).join(", ")]);
   if (control?.length) found.push([control.length > 1 ? "ControlNets" : "ControlNet", control.map(unit).join("; ")]);
   if (hooks) found.push(["Hooks", hooks.join(", ") || "none"]);
+  const less = lessText(lessOf(given)) || (given.preset === "fast" ? "fast" : "");
+  if (less) found.push(["Less work", less]);
   return found;
+}
+
+/** What of the work is left out, of a job's body or a picture's parameters: the fields that are not as usual. */
+export function lessOf({ step_cache: cache, guidance_interval: part, guidance_every: every, decoder }) {
+  return {
+    ...(cache ? { step_cache: cache } : {}),
+    ...(part && (part[0] > 0 || part[1] < 1) ? { guidance_interval: part } : {}),
+    ...(every > 1 ? { guidance_every: every } : {}),
+    ...(decoder && decoder !== "vae" ? { decoder } : {}),
+  };
+}
+
+/** The same in words. */
+export function lessText({ step_cache: cache, guidance_interval: part, guidance_every: every, decoder }) {
+  const number = (share) => Number(share.toFixed(3));
+  return [
+    cache && `step cache ${cache}`,
+    part && `guidance from ${number(part[0])} to ${number(part[1])}`,
+    every && `guidance every ${every}`,
+    decoder && "the small decoder",
+  ].filter(Boolean).join(", ");
 }
 
 function unit({ net, made_by: way, strength, start = 0, end = 1 }) {

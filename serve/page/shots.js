@@ -23,9 +23,9 @@ export function shotsOf(job) {
  */
 function parametersOf(job, number) {
   const { rng, control = [], loras = {}, ...given } = job.details?.parameters?.[number] ?? {};
-  const { format, hooks = null, control: asked = [], pictures: began = [] } = job.request ?? {};
+  const { format, hooks = null, preset = null, control: asked = [], pictures: began = [] } = job.request ?? {};
   const units = control.map((unit, at) => ({ ...unit, made_by: asked[at]?.made_by ?? "picture" }));
-  return { ...given, loras: evened(loras), control: units, hooks, began, model: job.model, images: 1, ...(format ? { format } : {}) };
+  return { ...given, loras: evened(loras), control: units, hooks, preset, began, model: job.model, images: 1, ...(format ? { format } : {}) };
 }
 
 /** The parameters as a text that can be pasted elsewhere. */

@@ -9,11 +9,13 @@ from typing import Any
 
 import pytest
 
-from vitrify.bench import bench_peers, records
+from vitrify.bench import bench_less, bench_peers, records
 from vitrify.bench.measure import CaseFailed, measure
 from vitrify.bench.peers import environments, formats, results, table
 from vitrify.bench.peers.source import EULER, make
 from vitrify.core.errors import BadInput
+from vitrify.core.registry import RUNTIMES
+from vitrify.pipelines.saving import Saving
 
 pytest.importorskip("psutil", reason="needs vitrify[bench]")
 
@@ -21,7 +23,7 @@ PIN = re.compile(r"[A-Za-z0-9][A-Za-z0-9._-]*==[0-9][0-9A-Za-z.]*")
 
 
 def test_every_row_has_a_file_an_environment_and_a_format_of_it() -> None:
-    rows = (*table.FLOAT32, *table.QUANTIZED, *table.BFLOAT16)
+    rows = {row.name: row for row in (*table.FLOAT32, *table.QUANTIZED, *table.BFLOAT16)}.values()
     assert len({row.name for row in rows}) == len({bench_peers.slug(row.name) for row in rows}) == len(rows)
     for row in rows:
         assert (table.HERE / f"{row.tool}.py").is_file()
@@ -37,6 +39,18 @@ def test_bfloat16_has_rows_where_the_processor_has_it() -> None:
     assert (table.BFLOAT16[0] in table.peers()) == table.has_bfloat16()
 
 
+def test_the_rows_that_compute_less_are_what_generate_takes(tmp_path: Path) -> None:
+    named = [case.name for case in bench_less.LESS.cases(tmp_path)]
+    assert len(set(named)) == len(named) == len({bench_peers.slug(name) for name in named})
+    compared = {name for one in bench_less.LESS.comparisons for name in (one.baseline, *one.cases) if name}
+    assert compared <= set(named)
+    for row in bench_less.OURS:
+        runtime, *words = row.variant.split()
+        assert runtime in RUNTIMES
+        Saving.of(**dict(word.split("=") for word in words))  # raises for what there is not
+    assert {row.format for row in bench_less.OURS} <= set(table.FORMATS.values())
+
+
 @pytest.mark.parametrize("environment", table.ENVIRONMENTS.values(), ids=list(table.ENVIRONMENTS))
 def test_every_pin_is_exact(environment: table.Environment) -> None:
     lines = environment.requirements.read_text().splitlines()
@@ -49,7 +63,7 @@ def test_every_pin_is_exact(environment: table.Environment) -> None:
 
 
 def test_a_case_without_its_environment_says_how_to_build_it(tmp_path: Path) -> None:
-    cases = {case.name: case for case in bench_peers.cases(tmp_path)}
+    cases = {case.name: case for case in bench_peers.PEERS.cases(tmp_path)}
     with pytest.raises(CaseFailed) as caught:
         measure([cases["diffusers, eager"], cases["Optimum ONNX"]], rounds=1, warmup=0)
     assert "Case 'diffusers, eager' failed: The environment diffusers is not there." in caught.value.what
@@ -59,7 +73,7 @@ def test_a_case_without_its_environment_says_how_to_build_it(tmp_path: Path) -> 
 
 
 def test_vitrifys_own_case_names_what_was_not_made(tmp_path: Path) -> None:
-    case = next(c for c in bench_peers.cases(tmp_path) if c.name == "vitrify on ONNX Runtime")
+    case = next(c for c in bench_peers.PEERS.cases(tmp_path) if c.name == "vitrify on ONNX Runtime")
     assert case.before is not None
     with pytest.raises(BadInput, match=r"formats/vitrify-fp32 was not made"):
         case.before()

@@ -17,7 +17,7 @@ import typer
 from PIL import Image
 
 import vitrify as package
-from vitrify.cli import doctor
+from vitrify.cli_doctor import doctor
 from vitrify.pipelines.images import read_parameters
 from vitrify.runtimes import doctor as doctor_room
 

@@ -17,7 +17,7 @@ onnx = pytest.importorskip("onnx", reason="needs vitrify[export]")
 
 from onnx import TensorProto, helper, numpy_helper  # noqa: E402
 
-from vitrify.core.artifact import Component  # noqa: E402
+from vitrify.core.artifact import Component, WeightFile, hash_file  # noqa: E402
 from vitrify.core.device import Device  # noqa: E402
 from vitrify.core.errors import BadArtifact, BadInput, DeviceError, RuntimeFailure, VitrifyError  # noqa: E402
 from vitrify.core.tensors import DType, TensorSpec  # noqa: E402
@@ -197,10 +197,88 @@ def test_the_optimized_graph_is_made_once_and_used(vit_model: Any, tmp_path: Pat
     assert not np.allclose(run(component, cache=True), plain, atol=1e-3)
 
 
+def anonymous() -> int:
+    """Bytes of this process's memory that are not mapped from a file."""
+    lines = Path("/proc/self/smaps_rollup").read_text().splitlines()
+    return next(int(line.split()[1]) * 1024 for line in lines if line.startswith("Anonymous:"))
+
+
+def wide(path: Path) -> Component:
+    """x [n, 3] -> y [n, 4096] through 67 MB of weights, in a file beside the graph, as an artifact has them.
+
+    So much that the C library gives it back to the system when it is freed.
+    """
+    rng = np.random.default_rng(0)
+    given = [rng.standard_normal(s).astype(np.float32) * np.float32(0.01) for s in ((3, 4096), (4096, 4096))]
+    nodes = [helper.make_node("MatMul", ["x", "w0"], ["a"]), helper.make_node("MatMul", ["a", "w1"], ["y"])]
+    weights = [numpy_helper.from_array(value, f"w{i}") for i, value in enumerate(given)]
+    component = graph(path, nodes, {"y": TensorSpec(DType.FLOAT32, ("n", 4096))}, weights)
+    model = onnx.load(path)
+    onnx.save(model, path, save_as_external_data=True, location="weights.data", size_threshold=0)
+    data = path.parent / "weights.data"
+    return replace(component, weights=(WeightFile("weights.data", data.stat().st_size, hash_file(data)),))
+
+
+def test_sessions_of_a_kept_graph_share_the_weights_laid_out_for_them(tmp_path: Path, kept: Path) -> None:
+    if not Path("/proc/self/smaps_rollup").exists():
+        pytest.skip("needs Linux, which tells what is mapped from files")
+    component, x = wide(tmp_path / "g.onnx"), np.ones((2, 3), np.float32)
+    RUNTIME.open(component, CPU, Options(cache=True)).close()
+
+    def opened(**options: Any) -> tuple[Any, np.ndarray, int]:
+        before = anonymous()
+        session = RUNTIME.open(component, CPU, Options(**options))
+        found = session.run({"x": x})["y"]
+        return session, found, anonymous() - before
+
+    plain, expected, own_copy = opened()
+    first, found, little = opened(cache=True)
+    second, again, less = opened(cache=True)
+    assert own_copy > 60_000_000, "prepacking makes a copy of what is multiplied with"
+    assert max(little, less) < 0.15 * own_copy
+    np.testing.assert_array_equal(found, expected)
+    np.testing.assert_array_equal(again, expected)
+    for session in (plain, first, second):
+        session.close()
+
+
+def test_what_prepacking_makes_is_kept_where_the_bound_allows_it(
+    tmp_path: Path, kept: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    component, x = wide(tmp_path / "g.onnx"), np.ones((2, 3), np.float32)
+    weights = sum(w.bytes for w in component.weights)
+    expected = RUNTIME.open(component, CPU, Options()).run({"x": x})["y"]
+    sizes = []
+    for share, options in ((3.0, {}), (1.5, {}), (3.0, {"prepack": False})):
+        monkeypatch.setenv("VITRIFY_CACHE_MAX", str(int(share * weights)))
+        shutil.rmtree(kept, ignore_errors=True)
+        found = RUNTIME.open(component, CPU, Options(cache=True, **options)).run({"x": x})["y"]
+        np.testing.assert_allclose(found, expected, rtol=1e-4, atol=1e-6)
+        (entry,) = [p for p in kept.iterdir() if not p.name.startswith(".")]
+        sizes.append((entry / "model.onnx.data").stat().st_size)
+        assert sorted(p.name for p in entry.iterdir() if not p.name.startswith(".")) == [
+            "model.onnx",
+            "model.onnx.data",
+        ]
+    assert sizes[0] > 1.6 * weights
+    assert sizes[1] < 1.1 * weights
+    assert sizes[2] < 1.1 * weights
+
+
+def test_another_processor_has_an_entry_of_its_own(
+    vit_model: Any, tmp_path: Path, kept: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    from vitrify.runtimes import ort_cache
+
+    component = own(vit_model, tmp_path / "a")
+    here = run(component, cache=True)
+    monkeypatch.setattr(ort_cache, "processor", lambda: ["x86_64", "another", "avx512f"])
+    np.testing.assert_array_equal(run(component, cache=True), here)
+    assert len([p for p in kept.iterdir() if not p.name.startswith(".")]) == 2
+
+
 @pytest.mark.parametrize("hashed", [True, False], ids=["a hash in the manifest", "none"])
 def test_swapped_weights_of_the_same_graph_miss(vit_model: Any, tmp_path: Path, kept: Path, hashed: bool) -> None:
-    from vitrify.core.artifact import hash_file
-
     component = own(vit_model, tmp_path / "a")
     if hashed:
         file = component.weights[0]

@@ -14,6 +14,7 @@ ov = pytest.importorskip("openvino", reason="needs vitrify[openvino]")
 from vitrify.core.device import Device  # noqa: E402
 from vitrify.proof.parity import sample_inputs  # noqa: E402
 from vitrify.runtimes.base import Options  # noqa: E402
+from vitrify.runtimes.initializers import external_bytes  # noqa: E402
 from vitrify.runtimes.ov import RUNTIME  # noqa: E402
 
 CPU = Device("cpu")
@@ -49,6 +50,31 @@ def test_the_usual_sizes_are_compiled_when_it_opens(unet_model: Any) -> None:
     assert session.placement.provider == "CPU"
     session.run(sample_inputs(component, usual))
     assert session.details["compiled"] == 1
+
+
+def test_what_was_compiled_for_the_usual_sizes_goes_where_others_are_asked_for_first(unet_model: Any) -> None:
+    usual, other = ({"batch": 2, "height": side, "width": 8, "tokens": 77} for side in (16, 8))
+    component = replace(unet_model.components["onnx"], shapes={n: (1, size, 99) for n, size in usual.items()})
+    compiled = []
+    session = RUNTIME.open(component, CPU, Options(static=True))
+    for sizes in (other, usual, other, usual):
+        session.run(sample_inputs(component, sizes))
+        compiled.append(session.details["compiled"])
+    assert compiled == [2, 3, 3, 3]
+
+
+def test_no_more_are_kept_than_half_of_the_memory_holds(unet_model: Any, monkeypatch: pytest.MonkeyPatch) -> None:
+    from vitrify.runtimes import ov as module
+
+    component = replace(unet_model.components["onnx"], shapes={})
+    weights = external_bytes(component.graph_path)
+    inputs = [sample_inputs(component, {"batch": 1, "height": 8, "width": 8 * n, "tokens": 77}) for n in (1, 2, 3)]
+    for room, expected in ((7 * weights, 3), (5 * weights, 4), (weights, 5)):  # 3 of them fit, 2, and one in any case
+        monkeypatch.setattr(module, "memory", lambda room=room: room)
+        session = RUNTIME.open(component, CPU, Options(static=True))
+        for number in (0, 1, 2, 2, 1, 0):
+            session.run(inputs[number])
+        assert session.details["compiled"] == expected
 
 
 def test_static_sizes_change_no_numbers_in_two_threads(unet_model: Any, same: Any) -> None:

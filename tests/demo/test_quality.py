@@ -149,6 +149,22 @@ def test_a_verdict_names_what_is_below_its_bar(work, id, row, failed):
     assert exam.failures(Cell("onnx", recipe(id)), row, ROOMY) == failed
 
 
+def test_a_preset_is_a_row_of_the_painter_s(work, cached_artifact, capsys):
+    shutil.copytree(cached_artifact, work / "artifacts/emoji-diffusion-step-cache", dirs_exist_ok=True)
+    cell = "onnx:fp32:preset=fast"
+    main(["--work", str(work), "--cells", cell, "--only", "emoji-diffusion", "--json", *SMALL])
+    plain, row = json.loads(capsys.readouterr().out)["models"]["emoji-diffusion"]
+    assert (plain["cell"], row["cell"]) == ("onnx:fp32", cell)
+    assert plain["psnr_db"] == 100 > row["psnr_db"]
+    assert 0 < row["ssim"] < 1
+    assert parse_cells(cell) == [Cell("onnx", recipe("fp32"), "fast")]
+    assert parse_cells(cell)[0].min_psnr == 28
+    (both,) = parse_cells("openvino:int4-weights:group=32,symmetric=no:preset=fast")
+    assert (both.id, both.min_psnr) == ("openvino:int4-weights:group=32,symmetric=no:preset=fast", 25)
+    with pytest.raises(UsageError, match="no preset 'quick'"):
+        parse_cells("onnx:fp32:preset=quick")
+
+
 def test_captions_are_spread_and_begin_with_the_expressions():
     chosen, table = chosen_captions(32), list(captions())
     assert chosen[: len(EXPRESSIONS)] == [caption for caption, _ in EXPRESSIONS.values()]

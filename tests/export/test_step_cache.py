@@ -117,7 +117,7 @@ def test_an_export_proves_both_and_says_how_it_was_made(cached: Path, diffusion_
 
 
 def test_a_classifier_has_no_features_to_keep(emotions_source: Path, tmp_path: Path) -> None:
-    with pytest.raises(UsageError, match=r"no UNet, whose features could be kept.*Leave --step-cache out"):
+    with pytest.raises(UsageError, match=r"no denoiser, whose features could be kept.*Leave --step-cache out"):
         export_model(emotions_source, tmp_path / "out", step_cache=1)
 
 

@@ -244,3 +244,57 @@ def test_the_command_line_takes_a_runtime_and_refuses_tasks_that_are_no_list(
     done = vitrify("classify", broken, tmp_path / "one.png", "--json")
     assert done.code in (2, 6), done.err
     assert "Traceback" not in done.err
+
+
+def without_a_graph(artifact: Path, target: Path, name: str) -> Path:
+    """A copy in which a component's graph is something else of the same size."""
+    shutil.copytree(artifact, target)
+    graph = target / name / "model.onnx"
+    graph.write_bytes(b"\xff" * graph.stat().st_size)
+    return target
+
+
+def test_what_does_not_open_is_told_by_load(diffusion_artifact: Path, tmp_path: Path) -> None:
+    broken = without_a_graph(diffusion_artifact, tmp_path / "copy", "vae_decoder")
+    for device in ("cpu", None):
+        with pytest.raises(BadArtifact, match="vae_decoder"):
+            vitrify.load(broken, device)
+
+
+def test_with_beside_it_is_told_by_the_call_that_needs_it(diffusion_artifact: Path, tmp_path: Path) -> None:
+    broken = without_a_graph(diffusion_artifact, tmp_path / "copy", "vae_decoder")
+    steps: list[Any] = []
+    pipeline: Any = vitrify.load(broken, "cpu", beside=True)
+    with pytest.raises(BadArtifact, match="vae_decoder"):
+        pipeline.generate("a red apple", steps=2, seed=1, on_step=steps.append)
+    assert len(steps) == 2
+    pipeline.close()
+
+
+def test_components_that_open_beside_each_other_draw_the_same(diffusion_artifact: Path) -> None:
+    soon: Any = vitrify.load(diffusion_artifact, beside=True)
+    drawn = soon.generate("a red apple", steps=2, seed=1)
+    assert list(drawn.placement) == ["text_encoder", "unet", "vae_decoder"]
+    soon.close()
+    whole: Any = vitrify.load(diffusion_artifact)
+    assert list(whole.sessions) == ["text_encoder", "unet", "vae_decoder"], "open before it was asked for"
+    np.testing.assert_array_equal(
+        np.asarray(drawn.images[0]), np.asarray(whole.generate("a red apple", steps=2, seed=1).images[0])
+    )
+    whole.close()
+
+
+def test_one_that_was_never_needed_is_closed_too(diffusion_artifact: Path) -> None:
+    pipeline: Any = vitrify.load(diffusion_artifact, "cpu", beside=True)
+    pipeline.close()
+    assert list(pipeline.sessions) == []
+    assert not any(pipeline.sessions.is_coming(name) for name in ("text_encoder", "unet", "vae_decoder"))
+
+
+def test_with_beside_the_next_device_is_taken_all_the_same(
+    diffusion_artifact: Path, crowded: Callable[..., None]
+) -> None:
+    crowded({"cpu": "", "cuda:0": "DeviceError"})
+    pipeline: Any = vitrify.load(diffusion_artifact, runtime="crowded", beside=True)
+    assert {one["device"] for one in pipeline.generate("a red apple", steps=1).placement.values()} == {"cpu"}
+    pipeline.close()

@@ -132,6 +132,15 @@ REFUSED: dict[str, tuple[dict[str, Any], str, str]] = {
     "a seed": ({"seed": 2**64 - 1, "images": 2}, "too large for 2", "seed"),
     "three strengths": ({"loras": {"style": [1.0, 1.0, 1.0]}}, "at most 2", "loras.style"),
     "a strength in words": ({"loras": {"style": "much"}}, "valid number", "loras.style"),
+    "no preset": ({"preset": "quick"}, "'exact', 'fast' or 'small'", "preset"),
+    "no step cache": ({"step_cache": "often"}, "The step cache is 'often'", "step_cache"),
+    "no graph": ({"step_cache": "3"}, "m has no graph that takes deep features", "step_cache"),
+    "no decoder": ({"decoder": "preview"}, "m has no decoder for previews", "decoder"),
+    "another decoder": ({"decoder": "taesd"}, "'vae' or 'preview'", "decoder"),
+    "backwards guidance": ({"guidance_interval": [0.8, 0.1]}, "interval is 0.8 to 0.1", "guidance_interval"),
+    "guidance of one end": ({"guidance_interval": [0.8]}, "at least 2", "guidance_interval"),
+    "guidance beyond the end": ({"guidance_interval": [0, 1.5]}, "less than or equal to 1", "guidance_interval"),
+    "guidance never": ({"guidance_every": 0}, "greater than or equal to 1", "guidance_every"),
     "no LoRAs": ({"loras": {"style": 1}}, "no LoRA 'style'", "loras"),
 }
 
@@ -280,3 +289,21 @@ def test_a_prompt_of_blanks_is_read_at_once(styled: ModelInfo) -> None:
     start = time.perf_counter()
     asked(styled, prompt=" " * 20_000)
     assert time.perf_counter() - start < 0.5
+
+
+def test_a_preset_is_what_the_fields_do_not_say() -> None:
+    def left_out(info: ModelInfo, **given: Any) -> tuple[Any, ...]:
+        made = asked(info, **given)
+        return made.step_cache, made.guidance_interval, made.guidance_every, made.decoder, made.preset
+
+    able = replace(MODEL, step_cache=True, preview_decoder=True)
+    nothing = (None, (0.0, 1.0), 1, "vae")
+    assert left_out(MODEL) == left_out(able) == (*nothing, None)
+    assert left_out(able, preset="fast") == ("3", (0.0, 1.0), 2, "vae", "fast")
+    assert left_out(MODEL, preset="fast") == (None, (0.0, 1.0), 2, "vae", "fast"), "it has no graph for more"
+    own = {"step_cache": "3.0", "guidance_interval": [0, 0.5], "guidance_every": 1, "decoder": "preview"}
+    assert left_out(able, preset="fast", **own) == ("3", (0.0, 0.5), 1, "preview", "fast")
+    served = replace(able, preset="fast")
+    assert left_out(served) == left_out(able, preset="fast")
+    assert left_out(served, preset="exact") == (*nothing, "exact")
+    assert left_out(served, step_cache="2") == ("2", (0.0, 1.0), 2, "vae", "fast")
