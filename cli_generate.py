@@ -100,6 +100,10 @@ def generate(
         int | None, typer.Option(help="Side in pixels of the tiles that the VAE works in.", min=64)
     ] = None,
     preset: PresetOption = None,
+    memory_report: Annotated[
+        bool,
+        typer.Option("--memory-report", help="Tell what each component takes of memory; they open one by one then."),
+    ] = False,
     prompt_cache: Annotated[
         bool, typer.Option("--prompt-cache", help="Keep encoded prompts on disk: known ones open no text encoder.")
     ] = False,
@@ -144,6 +148,7 @@ def generate(
     from .pipelines.hooks import hooks_of
     from .pipelines.images import check_png_path, open_image, picture_paths, save_png
     from .pipelines.load import load
+    from .pipelines.memory_report import Watch
     from .pipelines.placing import parse_place
     from .pipelines.presets import opened_with
     from .pipelines.random import random_seed
@@ -174,6 +179,7 @@ def generate(
         opened = load(
             artifact, device, options=options, runtime=runtime, memory=bound, place=placed, offload=shared,
             prompt_cache=prompt_cache, free_text_encoders=free_text_encoders,
+            beside=not memory_report, watch=Watch() if memory_report else None,
             say=lambda s: screen.say(f"device: {s}"),
         )  # fmt: skip
         pipeline = cast("DiffusionPipeline", opened)
@@ -234,6 +240,10 @@ def generate(
         screen.say(note)
     if result.memory is not None:
         screen.say(_fitted(result.memory))
+        for name, one in result.memory.get("components", {}).items():
+            told = {"opened": one["opened"], "peak of opening": one["opening"], "peak at work": one["peak"]}
+            said = ", ".join(f"{what} {size / 1e9:.2f} GB" for what, size in told.items() if size is not None)
+            screen.say(f"memory: {name}: {said or 'not known'}")
     for path, parameters in zip(paths, result.parameters, strict=True):
         ran = screen.placements(result.placement)
         print(f"{path}  seed {parameters['seed']}, {result.timings['total']:.2f} s, {ran}")

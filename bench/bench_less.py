@@ -24,7 +24,7 @@ EXACT = {
     one: Peer(f"vitrify, exact, on {name}", "ours", f"{one} preset=exact", None, WHOLE) for one, name in ON.items()
 }
 CACHED = {
-    one: Peer(f"step caching alone, on {name}", "ours", f"{one} step_cache=3", None, WHOLE) for one, name in ON.items()
+    one: Peer(f"step caching alone, on {name}", "ours", f"{one} step_cache=2", None, WHOLE) for one, name in ON.items()
 }
 FAST = [Peer(f"vitrify, fast, on {name}", "ours", f"{one} preset=fast", None, WHOLE) for one, name in ON.items()]
 OURS = [

@@ -19,8 +19,8 @@ class Denoiser:
     """Calls the denoiser of a family.
 
     Args:
-        sessions: component -> session. budget: within a bound, one row is computed after the other, for activations
-            grow with the rows.
+        sessions: component -> session. budget: within a bound, and where components work in turn on the
+            CPU, one row is computed after the other, for activations grow with the rows.
         cache: takes deep features of earlier calls; None: each call is computed whole.
         pictures: how many are drawn; the rows of their prompts come last in a call.
 
@@ -37,7 +37,8 @@ class Denoiser:
         pictures: int = 1,
     ) -> None:
         self._family, self._pictures = family, pictures
-        here = budget is not None and budget.bounded and family.denoiser in budget.sizes
+        alone = budget is not None and (budget.bounded or (budget.in_turn and budget.device == "cpu"))
+        here = budget is not None and alone and family.denoiser in budget.sizes
         self._budget = budget if here else None
         self._whole = Staying(sessions[family.denoiser])
         self._shallow: Staying | None = None

@@ -12,12 +12,11 @@ import numpy as np
 from PIL import Image
 
 from ..core.errors import BadArtifact, BadInput, Cancelled, UsageError
-from ..core.machine import forget_peak
 from ..runtimes.base import Session
 from .adapters import Adapters
 from .autoencoder import Autoencoder
 from .budget import Budget
-from .components import Components, budget_of
+from .components import Components, budget_of, watch_of
 from .control import Controls, ControlUnit, prepared_pictures
 from .denoiser import Denoiser
 from .families import FAMILIES
@@ -26,6 +25,7 @@ from .first_latents import Kept, blended, first_latents
 from .generation import Generation, Strengths, prompts_of, seeds_of, size_of
 from .guiding import Guide
 from .hooks import Hook
+from .memory_report import begin, report
 from .pictures_in import Picture, Start, start_of, usual_strength
 from .prompt_cache import encoding
 from .random import Generator, generator
@@ -205,8 +205,7 @@ class DiffusionPipeline:
         self.adapters.lay_on(request.loras)
         noise = _Batch([generator(request.rng, one) for one in request.seeds])
 
-        if self.budget is not None:
-            forget_peak()
+        begin(self.budget, watch_of(self.sessions))
         start = time.perf_counter()
         self._ahead(self.family.denoiser)
         with encoding(self.family.sessions) as texts:
@@ -253,7 +252,7 @@ class DiffusionPipeline:
             timings["encode_picture"] = begun - encoded
         tables = [{"prompt": p, "seed": one, **common} for p, one in zip(request.prompts, request.seeds, strict=True)]
         timings["total"] = done - start
-        memory = self.budget.to_json(self.budget.peak()) if self.budget is not None else None
+        memory = report(self.budget, watch_of(self.sessions))
         placement, notes = self.placement, conditioning.notes + request.notes
         for number, unit in enumerate(request.control):
             placement |= {f"{name}.{number}": where for name, where in unit.net.placement.items()}

@@ -30,6 +30,8 @@ from .ort_providers import CPU, Asked
 from .ort_session import OrtSession, Ways
 from .resident import Resident, file_bytes
 
+_NO_PREPACKING = ("session.disable_prepacking", "1")
+
 
 class OrtRuntime:
     """The adapter."""
@@ -78,18 +80,24 @@ class OrtRuntime:
             )
         computed = precision_of(component, row, options)
         in_part = _in_part(component, options)
-        settings = _settings(component, options, in_part)
+        settings = _settings(component, options)
         check_listed(component)
         branched, held = _override(settings, component, overrides or {})
         with translated(component, device, None if row is CPU else row):
             graph, folder = component.graph_path, None
-            if options.cache and not overrides and row is CPU and not in_part:
+            files = [component.root / weights.path for weights in component.weights]
+            if options.cache and not overrides and row is CPU:
                 kept = optimized(component, prepack=options.prepack)
                 graph = kept.path
                 if kept.ready:
                     settings.graph_optimization_level = ort.GraphOptimizationLevel.ORT_DISABLE_ALL
+                    files = list(graph.parent.iterdir())
             elif options.cache and not overrides and row.keeps:
                 folder = built_folder(component, row, version(row))
+            if in_part and graph == component.graph_path:
+                # beyond this level convolutions get weights in a layout of their own; that and prepacking make copies
+                settings.graph_optimization_level = ort.GraphOptimizationLevel.ORT_ENABLE_EXTENDED
+                settings.add_session_config_entry(*_NO_PREPACKING)
             asked = Asked(component, device, options, folder, bool(overrides))
             with quietly() if row is not CPU else nullcontext():
                 providers = attach(settings, row, asked)
@@ -101,7 +109,6 @@ class OrtRuntime:
         del held
         resident = None
         if in_part and options.resident_weights is not None:
-            files = [component.root / weights.path for weights in component.weights]
             resident = Resident(files, in_part, options.resident_weights, before)
         ran = check_placement(component, device, row, session)
         _check_names(component, session)
@@ -118,7 +125,7 @@ class OrtRuntime:
         settings = ort.SessionOptions()
         settings.log_severity_level = 4
         settings.graph_optimization_level = ort.GraphOptimizationLevel.ORT_DISABLE_ALL
-        settings.add_session_config_entry("session.disable_prepacking", "1")
+        settings.add_session_config_entry(*_NO_PREPACKING)
         component = Component(graph.parent.name, "onnx", graph.name, {}, {}, root=graph.parent)
         with translated(component, Device("cpu")):
             session = ort.InferenceSession(str(graph), settings, providers=[CPU.title])
@@ -136,16 +143,13 @@ def _in_part(component: Component, options: Options) -> int:
     return found if found > options.resident_weights else 0
 
 
-def _settings(component: Component, options: Options, in_part: int) -> ort.SessionOptions:
+def _settings(component: Component, options: Options) -> ort.SessionOptions:
     settings = ort.SessionOptions()
     settings.log_severity_level = 4
     settings.intra_op_num_threads = options.threads
     settings.enable_cpu_mem_arena = options.arena
-    if in_part:
-        # beyond this level convolutions get weights in a layout of their own, which are copies
-        settings.graph_optimization_level = ort.GraphOptimizationLevel.ORT_ENABLE_EXTENDED
-    if not options.prepack or in_part:
-        settings.add_session_config_entry("session.disable_prepacking", "1")
+    if not options.prepack:
+        settings.add_session_config_entry(*_NO_PREPACKING)
     # ONNX Runtime would round activations to int8 in front of few-bit weights, which only some recipes want
     level = str(component.precision.get("accuracy_level", 0))
     settings.add_session_config_entry("session.qdq_matmulnbits_accuracy_level", level)

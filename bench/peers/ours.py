@@ -26,7 +26,10 @@ def opener(job: Job) -> Callable[[], Opened]:
     def opened() -> Opened:
         usual = Options(precision=asked.pop("precision", None))
         options, offload = opened_with(asked.get("preset"), usual, "auto")
-        pipeline: Any = load(job.model, "cpu", runtime=runtime, options=options, offload=offload)
+        pipeline: Any = load(
+            job.model, "cpu", runtime=runtime, options=options, offload=offload,
+            prompt_bytes=0,  # the others encode the prompt of each picture, too
+        )  # fmt: skip
 
         def draw() -> Drawn:
             ends: list[float] = []

@@ -165,8 +165,8 @@ _GGUF = (
     "pathlib.Path(target).parent.mkdir(); "
     "sys.exit(not s.StableDiffusion().convert(source, output_path=target, output_type=kind))"
 )
-# the graph for steps that take kept features, and a small decoder: what the bench `less` draws with
-_LESS = ("--step-cache", "1", "--preview-vae", "{tiny}")
+# graphs for steps that take kept features and keys, and a small decoder: what the bench `less` draws with
+_LESS = ("--step-cache", "1", "--prompt-once", "--preview-vae", "{tiny}")
 # random weights have no ranges that more samples would find, and each sample costs steps of the whole pipeline
 _STATIC = ("--to", "onnx", "--quant", "int8-static", "--samples", "4", "--no-verify")
 # in this order: int8-static starts from fp32

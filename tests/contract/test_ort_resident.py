@@ -88,6 +88,18 @@ def test_several_calls_at_once_give_what_each_gives_alone(denoiser: Component) -
     assert all((found[number] == alone[number]).all() for number in range(3))
 
 
+def test_what_the_cache_keeps_is_held_in_part_too(
+    denoiser: Component, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Laid out for the processor, so that it computes what the usual session does, bit for bit."""
+    monkeypatch.setenv("VITRIFY_CACHE", str(tmp_path / "cache"))
+    session, tensors = opened(denoiser, resident_weights=LIMIT, cache=True), inputs(denoiser)
+    (stored,) = (tmp_path / "cache" / "onnxruntime").glob("*/model.onnx.data")
+    assert (session.run(tensors)["out_sample"] == opened(denoiser).run(tensors)["out_sample"]).all()
+    assert held(stored) < LIMIT
+    session.close()
+
+
 def test_weights_that_fit_are_held_as_usual(denoiser: Component) -> None:
     tensors = inputs(denoiser)
     fitting = opened(denoiser, resident_weights=external_bytes(denoiser.graph_path))
