@@ -112,7 +112,8 @@ def test_one_component_at_a_time_draws_the_same_picture(diffusion_artifact: Path
         np.testing.assert_array_equal(np.asarray(result.images[0]), np.asarray(plain.images[0]))
     assert result.memory["budget"] is None
     assert result.memory["done"] == [
-        "text_encoder closed for unet", "unet closed for vae_decoder", "vae_decoder closed for text_encoder"
+        "text_encoder closed for unet", "unet called once a row", "unet closed for vae_decoder",
+        "vae_decoder closed for text_encoder",
     ]  # fmt: skip
     pipeline.close()
 
