@@ -160,7 +160,7 @@ def verify(
     With an option that leaves out some of a picture's work: compare such pictures with those of all the work instead.
     """
     from .export.verify import verify_artifact
-    from .export.verify_less import STEPS, Less, verify_less
+    from .export.verify_less import Less, verify_less
     from .pipelines.guiding import parse_interval
 
     saving = {
@@ -169,7 +169,7 @@ def verify(
         "decoder": decoder.value if decoder is not None else None,
     }  # fmt: skip
     saving = {name: value for name, value in saving.items() if value is not None}
-    less = Less(saving, min_psnr, min_ssim, STEPS if steps is None else steps, guidance)
+    less = Less(saving, min_psnr, min_ssim, steps, guidance)
     if less:
         if revision or variant or token:
             raise UsageError(

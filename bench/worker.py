@@ -73,7 +73,7 @@ def run_cell(artifact: Path, spec: Spec, seconds: float, calls: int, started: fl
     found["load_s"] = time.perf_counter() - before
     before = time.perf_counter()
     options, offload = opened_with(spec.saved.get("preset"), Options(threads=spec.threads, **spec.options), "auto")
-    pipeline: Any = load(opened, spec.device, options=options, runtime=spec.runtime, offload=offload)
+    pipeline: Any = load(opened, spec.device, options=options, runtime=spec.runtime, offload=offload, prompt_bytes=0)
     found["compile_s"] = time.perf_counter() - before
     try:
         call, parts = call_of(pipeline, spec)

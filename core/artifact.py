@@ -125,6 +125,18 @@ class Artifact:
     def name(self) -> str:
         return self.root.resolve().name
 
+    @property
+    def weight_bytes(self) -> int:
+        """Bytes of all files of weights; one that several components list, or that is linked, counts once."""
+        return sum({self._inode(w): w.bytes for c in self.components.values() for w in c.weights}.values())
+
+    def _inode(self, weights: WeightFile) -> tuple[int, int] | str:
+        try:
+            found = (self.root / weights.path).stat()
+        except OSError:
+            return weights.path
+        return found.st_dev, found.st_ino
+
     def to_json(self) -> Json:
         return {
             "schema": SCHEMA,

@@ -332,7 +332,7 @@ def _share(given: Sequence[str], meant: Sequence[str]) -> float:
 
 def _megabytes(artifact: Artifact) -> float:
     """All weights, each file once: a shallow graph has those of the whole one."""
-    return sum({w.path: w.bytes for c in artifact.components.values() for w in c.weights}.values()) / 1e6
+    return artifact.weight_bytes / 1e6
 
 
 def main(arguments: Sequence[str] | None = None) -> int:

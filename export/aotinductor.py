@@ -197,7 +197,7 @@ def _traced(module: torch.nn.Module, component: Component) -> Any:
             while list(sizes.values()).count(sizes[name]) > 1:  # sizes that are alike would be taken for one
                 sizes[name] *= 2
     raise BadInput(
-        f"{component.name} has one code for every {' and '.join(sorted(fixed))}.", "Compile it for another runtime."
+        f"PyTorch fixes the {' and '.join(sorted(fixed))} of {component.name}.", "Compile it --to onnx or openvino."
     )
 
 

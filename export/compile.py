@@ -232,7 +232,7 @@ class CompileJob:
         )
 
     def _numeric(self, made: Artifact, notes: list[str]) -> Artifact:
-        need = 3 * sum({w.path: w.bytes for c in self.artifact.components.values() for w in c.weights}.values())
+        need = 3 * self.artifact.weight_bytes
         if self.to.startswith("tensorrt"):
             notes.append("numeric proof not run: plans run on an NVIDIA GPU alone")
             return made

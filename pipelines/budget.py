@@ -19,6 +19,7 @@ from ..core.artifact import Component
 from ..core.errors import BadArtifact, DeviceError, UsageError
 from ..core.machine import peak_resident
 from ..runtimes.initializers import initializers
+from ..runtimes.ir_constants import constant_bytes
 
 VAE_PIXEL = 4_500
 HEADROOM = 1.06  # SD 1.5's UNet at 256x256, one row a call: 3.64 GB for 3.44 GB of weights
@@ -133,9 +134,11 @@ class Budget:
 def session_bytes(component: Component) -> int:
     """What a session of it holds while it works on small pictures, about, in bytes."""
     stored = sum(weights.bytes for weights in component.weights)
-    if component.format != "onnx":
+    if component.format not in ("onnx", "openvino"):
         return int(stored * HEADROOM)
     try:
+        if component.format == "openvino":  # a part of a graph may share the file of the whole one
+            return int(constant_bytes(component.graph_path) * HEADROOM)
         found = initializers(component.graph_path).values()
     except BadArtifact:  # told when it is opened
         return int(stored * HEADROOM)

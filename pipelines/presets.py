@@ -33,7 +33,9 @@ PRESETS = {
     "exact": Preset(
         "the same picture, as fast as that goes: graphs compiled for the size that is drawn", options={"static": True}
     ),
-    "fast": Preset("nearly the same picture in half the time: every second step is computed whole", step_cache="2"),
+    "fast": Preset(
+        "nearly the same picture with half of the denoiser's work: each second step is whole", step_cache="2"
+    ),
     "small": Preset(
         "the least memory: one component at a time, of which few weights are held; on ONNX Runtime",
         options={"arena": False, "resident_weights": 256_000_000},

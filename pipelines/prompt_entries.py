@@ -18,7 +18,7 @@ from ..core.artifact import Component, hash_file, identity
 from ..core.cache import Cache, key_of
 from ..core.dtypes import NAMES
 from ..core.errors import BadArtifact, DeviceError, DiskError, VitrifyError
-from ..core.machine import LIBRARIES, cpu_model, versions_of
+from ..core.machine import LIBRARIES, processor, versions_of
 from ..core.safetensors_header import read_header, read_metadata, read_tensor
 from ..core.safetensors_writer import SafetensorsWriter
 from ..core.tensors import Array
@@ -26,7 +26,7 @@ from ..core.tensors import Array
 KIND = "prompts"
 _FILE = "states.safetensors"
 _SUM = "sha256"
-_FORM = 1  # raise the number when entries are made in another way than before
+_FORM = 2  # raise the number when entries are made in another way than before
 _STORED = {numpy: name for name, numpy in NAMES.items() if numpy in ("float16", "float32", "float64", "int32", "int64")}
 _BUILDS = ("onnxruntime-gpu", "onnxruntime-openvino", "onnxruntime-directml", "tensorrt", "tensorrt-cu12")
 
@@ -95,7 +95,7 @@ class Entries:
     def _key(self, tokens: str, changed: str) -> str:
         if not self._encoder:
             libraries = versions_of((*LIBRARIES, *_BUILDS))
-            self._encoder = [_FORM, _content(self._component), self._way, libraries, cpu_model(), _gpus(self._way)]
+            self._encoder = [_FORM, _content(self._component), self._way, libraries, processor(), _gpus(self._way)]
         return key_of([*self._encoder, changed, tokens])
 
 

@@ -121,7 +121,8 @@ def _images_verdict(images: dict[str, Any]) -> str:
         return f"all {images.get('pictures')} pictures are identical to the reference's; {least} dB were asked for"
     of = "of the worst picture" if which == "worst" else f"on average of {images.get('pictures')} pictures"
     ssim = f", and an SSIM of {_number(asked['ssim'], 'g')}" if "ssim" in asked else ""
-    return f"PSNR {_number(value, '.1f')} dB {of}; at least {least} dB were asked for{ssim}"
+    bar = f"; at least {least} dB were asked for" if asked.get("psnr_db") else ""
+    return f"PSNR {_number(value, '.1f')} dB {of}{bar}{ssim}"
 
 
 def _labels_verdict(labels: dict[str, Any]) -> str:

@@ -9,7 +9,7 @@ from __future__ import annotations
 import math
 import mmap
 import re
-from collections.abc import Iterator, Mapping
+from collections.abc import Collection, Iterator, Mapping
 from dataclasses import dataclass
 from pathlib import Path, PurePosixPath
 
@@ -52,10 +52,14 @@ def external_initializers(graph: Path) -> dict[str, Initializer]:
     return {name: one for name, one in initializers(graph).items() if one.external}
 
 
-def external_bytes(graph: Path) -> int:
-    """Bytes of the weights that lie outside of a graph, 4-bit ones in halves; raises as `initializers` does."""
-    sizes = (math.prod(one.shape) * _BITS.get(one.type, 32) for one in external_initializers(graph).values())
-    return sum(sizes) // 8
+def external_bytes(graph: Path, names: Collection[str] | None = None) -> int:
+    """Bytes of the weights that lie outside of a graph, 4-bit ones in halves; raises as `initializers` does.
+
+    Args:
+        names: of those that count; None: all.
+    """
+    found = external_initializers(graph).items()
+    return sum(math.prod(i.shape) * _BITS.get(i.type, 32) for n, i in found if names is None or n in names) // 8
 
 
 def initializers(graph: Path) -> dict[str, Initializer]:

@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import math
+import re
 from dataclasses import dataclass
 from pathlib import Path
 from xml.etree import ElementTree
@@ -16,6 +18,12 @@ class Constant:
     type: str
     shape: tuple[int, ...]
     offset: int
+
+
+def constant_bytes(graph: Path) -> int:
+    """Bytes of all constants of an IR, as they are stored; raises as `constants` does."""
+    found = constants(graph).values()
+    return sum(math.prod(one.shape) * int(next(iter(re.findall(r"\d+", one.type)), 8)) for one in found) // 8
 
 
 def constants(graph: Path) -> dict[str, Constant]:

@@ -7,6 +7,7 @@ from __future__ import annotations
 
 from collections.abc import Mapping
 from contextlib import nullcontext
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
@@ -14,7 +15,7 @@ import onnxruntime as ort
 
 from ..core.artifact import Component
 from ..core.device import Device
-from ..core.errors import BadArtifact, UsageError
+from ..core.errors import BadArtifact, DeviceError, UsageError
 from ..core.tensors import Array, DType, TensorSpec
 from .base import Options, Placement, Probe
 from .initializers import BFLOAT16, FLOAT, check_listed, external_bytes, external_initializers, stored_like
@@ -28,7 +29,7 @@ from .ort_errors import translated
 from .ort_probe import attach, probe_providers
 from .ort_providers import CPU, Asked
 from .ort_session import OrtSession, Ways
-from .resident import Resident, file_bytes
+from .resident import OPENING, Resident
 
 _NO_PREPACKING = ("session.disable_prepacking", "1")
 
@@ -42,7 +43,9 @@ class OrtRuntime:
     opens_beside = True
 
     def probe(self) -> Probe:
-        """Its devices are those on which a provider opened a graph of one node; no more are tried than that takes."""
+        """Its devices are the CPU and those on which a provider opened a graph of one node; no more are tried than that
+        takes.
+        """
         return self._probed(every=False)
 
     def probe_every(self) -> Probe:
@@ -74,10 +77,14 @@ class OrtRuntime:
             MissingDependency: a branch needs onnx, which is not installed.
         """
         row = provider_of(device, options)
+        wished = "resident_weights" in options.optional
         if options.resident_weights is not None and row is not CPU:
-            raise UsageError(
-                f"ONNX Runtime holds weights in part on the CPU alone, not on {device}.", "Leave resident_weights out."
-            )
+            if not wished:
+                raise UsageError(
+                    f"ONNX Runtime holds weights in part on the CPU alone, not on {device}.",
+                    "Leave resident_weights out.",
+                )
+            options = replace(options, resident_weights=None)
         computed = precision_of(component, row, options)
         in_part = _in_part(component, options)
         settings = _settings(component, options)
@@ -103,18 +110,20 @@ class OrtRuntime:
                 providers = attach(settings, row, asked)
                 if row is not CPU:
                     settings.add_session_config_entry(*no_fallback())
-                # without enable_fallback=0 the library prints a line and retries on the CPU, here and in each run
-                before = file_bytes() if in_part else 0
-                session = ort.InferenceSession(branched or str(graph), settings, providers=providers, enable_fallback=0)
+                with OPENING.turn(alone=bool(in_part)):
+                    resident = Resident(files, options.resident_weights or 0) if in_part else None
+                    # without enable_fallback=0 the library prints a line and retries on the CPU, here and in each run
+                    session = ort.InferenceSession(
+                        branched or str(graph), settings, providers=providers, enable_fallback=0
+                    )
+                    why = _found(resident, in_part - _replaced(component, overrides or {}), wished)
         del held
-        resident = None
-        if in_part and options.resident_weights is not None:
-            resident = Resident(files, in_part, options.resident_weights, before)
         ran = check_placement(component, device, row, session)
         _check_names(component, session)
         placement = Placement(self.name, ran, str(device), computed)
         memory = HOST if row.memory == "cpu" else Memory(row.memory, device.index or 0)
-        return OrtSession(component, session, placement, Ways(memory, options.cuda_graphs, row.alone, resident))
+        ways = Ways(memory, options.cuda_graphs, row.alone, None if why else resident)
+        return OrtSession(component, session, placement, ways, {"resident_weights": why} if why else {})
 
     def describe(self, graph: Path) -> tuple[dict[str, TensorSpec], dict[str, TensorSpec]]:
         """Inputs and outputs of a graph that no manifest describes.
@@ -127,7 +136,7 @@ class OrtRuntime:
         settings.graph_optimization_level = ort.GraphOptimizationLevel.ORT_DISABLE_ALL
         settings.add_session_config_entry(*_NO_PREPACKING)
         component = Component(graph.parent.name, "onnx", graph.name, {}, {}, root=graph.parent)
-        with translated(component, Device("cpu")):
+        with translated(component, Device("cpu")), OPENING.turn(alone=False):
             session = ort.InferenceSession(str(graph), settings, providers=[CPU.title])
         return (
             {v.name: _spec(graph, v) for v in session.get_inputs()},
@@ -141,6 +150,28 @@ def _in_part(component: Component, options: Options) -> int:
         return 0
     found = external_bytes(component.graph_path)
     return found if found > options.resident_weights else 0
+
+
+def _replaced(component: Component, overrides: Mapping[str, Override]) -> int:
+    """Bytes of the weights that are given in place of those in the files."""
+    whole = {name for name, value in overrides.items() if not isinstance(value, LowRank)} if overrides else set()
+    return external_bytes(component.graph_path, whole) if whole else 0
+
+
+def _found(resident: Resident | None, weights: int, wished: bool) -> str:
+    """Tell it that its session is open. Returns why it can do nothing, where that was only wished for.
+
+    Raises:
+        DeviceError: it can do nothing.
+    """
+    try:
+        if resident is not None:
+            resident.found(weights)
+    except DeviceError as exc:
+        if not wished:
+            raise
+        return exc.what
+    return ""
 
 
 def _settings(component: Component, options: Options) -> ort.SessionOptions:

@@ -15,6 +15,7 @@ from ..core.errors import BadArtifact
 from ..core.machine import processor
 from .initializers import external_bytes
 from .ort_providers import CPU, Provider
+from .resident import OPENING
 
 _FORM = [ort.__version__, 3]  # raise the number when `optimized` writes other graphs than before
 _GRAPH, _FIRST = "model.onnx", "first"
@@ -74,7 +75,8 @@ def _write(graph: Path, folder: Path, level: str, *, packed: bool) -> None:
         ("session.save_external_prepacked_constant_initializers" if packed else "session.disable_prepacking", "1"),
     ):
         writing.add_session_config_entry(name, value)
-    ort.InferenceSession(str(graph), writing, providers=[CPU.title])
+    with OPENING.turn(alone=False):  # it maps the weights for a while
+        ort.InferenceSession(str(graph), writing, providers=[CPU.title])
 
 
 def built_folder(component: Component, row: Provider, version: str) -> str | None:

@@ -22,6 +22,7 @@ from ..core.machine import memory
 from ..core.tensors import Array, TensorSpec, check_tensors
 from .base import Options, Placement, Probe
 from .initializers import external_bytes
+from .ir_constants import constant_bytes
 from .low_rank import Override
 from .ov_cache import COMPILED, Compiler, Sizes
 from .ov_model import VERSION, describe, load, ports, precision_of, translated
@@ -242,7 +243,7 @@ class OpenVinoRuntime:
 def _most(component: Component) -> int:
     """How many compiled models a session may keep: their weights fill half of the machine's memory at most."""
     onnx = component.format == "onnx"
-    size = external_bytes(component.graph_path) if onnx else sum(weights.bytes for weights in component.weights)
+    size = external_bytes(component.graph_path) if onnx else constant_bytes(component.graph_path)
     room = memory()
     return _VARIANTS if room is None else max(1, min(_VARIANTS, room // 2 // max(size, 1)))
 

@@ -176,4 +176,4 @@ class Models:
 
 def weights_of(artifact: Artifact) -> int:
     """Bytes of all files of weights, each counted once."""
-    return sum({w.path: w.bytes for c in artifact.components.values() for w in c.weights}.values())
+    return artifact.weight_bytes

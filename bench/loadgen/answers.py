@@ -99,7 +99,7 @@ def open_pipeline(plan: LoadPlan, artifact: Artifact, labels: bool, most: int) -
 
     chosen: list[str] = []
     options = Options(threads=plan.threads)
-    pipeline = load(artifact, plan.device, options=options, runtime=plan.runtime, say=chosen.append)
+    pipeline = load(artifact, plan.device, options=options, runtime=plan.runtime, say=chosen.append, prompt_bytes=0)
     said = chosen[0] if chosen else str(plan.device)
     if labels:
         return Labels(cast("ClassificationPipeline", pipeline), most), said

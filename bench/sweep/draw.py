@@ -138,6 +138,7 @@ class Drawing:
                 self.device,
                 options=options,
                 runtime=opening.runtime,
+                prompt_bytes=0,  # what is timed encodes its prompt
                 offload=offload,
                 say=lambda line: self._note(f"device: {line}"),
             )

@@ -5,6 +5,7 @@ from __future__ import annotations
 import re
 import sys
 import threading
+import time
 from pathlib import Path
 from typing import Any
 
@@ -23,7 +24,7 @@ from vitrify.core.registry import load_runtime
 from vitrify.proof.parity import sample_inputs
 from vitrify.runtimes import resident
 from vitrify.runtimes.base import Options, Session
-from vitrify.runtimes.initializers import external_bytes
+from vitrify.runtimes.initializers import external_bytes, external_initializers
 from vitrify.runtimes.resident import Resident, file_bytes
 
 LIMIT = 10_000  # bytes
@@ -126,7 +127,69 @@ def test_a_system_that_does_not_tell_is_an_error(monkeypatch: pytest.MonkeyPatch
     with pytest.raises(DeviceError, match="the system does not tell what a process holds"):
         file_bytes()
     with pytest.raises(DeviceError, match="the system does not tell what a process maps"):
-        Resident([], 0, 0, 0)
+        Resident([], 0)
+
+
+def test_what_was_only_wished_for_is_left_out_and_told(diffusion_artifact: Path) -> None:
+    component = Artifact.load(diffusion_artifact).components["unet"]
+    session: Any = opened(component, resident_weights=LIMIT, optional=("resident_weights",))
+    assert re.match(r"Weights cannot be held in part: the library copied", session.details["resident_weights"])
+    tensors = sample_inputs(component, {"batch": 1, "height": 16, "width": 16, "tokens": 77}, seed=1)
+    assert np.isfinite(session.run(tensors)["out_sample"]).all()
+
+
+def test_changed_weights_are_no_copies_of_the_files(denoiser: Component) -> None:
+    changed = {
+        name: np.full(one.shape, 0.01, np.float32)
+        for name, one in external_initializers(denoiser.graph_path).items()
+        if len(one.shape) > 1
+    }
+    mapped = load_runtime("onnx").open(denoiser, Device("cpu"), Options(threads=1, resident_weights=LIMIT), changed)
+    plain = load_runtime("onnx").open(denoiser, Device("cpu"), Options(threads=1), changed)
+    tensors = inputs(denoiser)
+    expected = plain.run(tensors)["out_sample"]
+    assert np.abs(mapped.run(tensors)["out_sample"] - expected).max() < 1e-5 * max(np.ptp(expected), 1)
+
+
+def test_each_session_gives_back_its_own_mappings_alone(denoiser: Component) -> None:
+    (weights,) = (denoiser.root / one.path for one in denoiser.weights)
+    first, tensors = opened(denoiser, resident_weights=LIMIT), inputs(denoiser)
+    second = opened(denoiser, resident_weights=LIMIT)
+    ranges = [session._resident._ranges for session in (first, second)]  # type: ignore[attr-defined]
+    assert all(ranges)
+    assert resident._without(ranges[0], ranges[1]) == sorted(ranges[0])
+    expected = first.run(tensors)["out_sample"]
+    first.close()
+    del first
+    elsewhere = [np.full(1 << 20, 7, np.uint8) for _ in range(50)]  # may come to lie where the first one's weights were
+    assert (second.run(tensors)["out_sample"] == expected).all()
+    assert all((one == 7).all() for one in elsewhere)
+    assert held(weights) < LIMIT
+
+
+def test_nothing_is_given_back_once_a_call_is_over(denoiser: Component, monkeypatch: pytest.MonkeyPatch) -> None:
+    given: list[float] = []
+    session, tensors = opened(denoiser, resident_weights=LIMIT), inputs(denoiser)
+    before = resident._madvise
+
+    def slow(start: int, length: int) -> None:
+        time.sleep(0.001)
+        before(start, length)
+        given.append(time.perf_counter())
+
+    monkeypatch.setattr(resident, "_madvise", slow)
+    for _ in range(5):
+        session.run(tensors)
+        over = time.perf_counter()
+        time.sleep(0.03)
+        assert given[-1] < over
+
+
+def test_ranges_without_others() -> None:
+    assert resident._without([(0, 10)], [(2, 4), (6, 8)]) == [(0, 2), (4, 6), (8, 10)]
+    assert resident._without([(0, 10), (20, 30)], [(5, 25)]) == [(0, 5), (25, 30)]
+    assert resident._without([(0, 10)], [(10, 20)]) == [(0, 10)]
+    assert resident._without([(5, 8)], [(0, 10)]) == []
 
 
 def test_the_small_preset_draws_the_same_picture(diffusion_artifact: Path) -> None:
