@@ -159,13 +159,15 @@ class Drawing:
         """Everything that decides what is drawn, and how fast: a picture of the same is not drawn again."""
         libraries = [RUNTIMES[r].library.replace("_", "-") for r in runtimes if r in RUNTIMES]
         versions = {k: v for k, v in versions_of(LIBRARIES).items() if k.startswith(("vitrify", *libraries))}
+        options = asdict(replace(self.options, threads=settings.threads))
+        del options["optional"]  # says nothing of what is drawn
         return {
             **settings.drawing,
             **self.given.asked(settings),
             "artifact": artifact.id,
             "runtimes": list(runtimes),
             "device": self.device,
-            "options": asdict(replace(self.options, threads=settings.threads)),
+            "options": options,
             "versions": versions,
         }
 

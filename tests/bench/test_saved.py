@@ -129,7 +129,7 @@ def test_operations_that_are_not_done_are_not_counted(cached_artifact: Path) -> 
     less = count(3) - count(3, step_cache="2")  # one of three steps is shallow
     assert 0.2 * step < less < step
     assert count(step_cache="2") == plain - 2 * less
-    assert count(preset="fast") < count(step_cache="3") < plain
+    assert count(preset="fast") == count(step_cache="2")
     with pytest.raises(BadInput, match="the features decide"):
         count(step_cache="0.1")
 

@@ -330,6 +330,7 @@ def test_a_lora_reaches_keys_and_values(exported: Path, diffusion_artifact: Path
     np.testing.assert_array_equal(*drawn)
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize(
     ("to", "quant"),
     [

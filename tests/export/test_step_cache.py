@@ -218,7 +218,7 @@ def test_an_artifact_without_it_says_what_to_do(
 @pytest.mark.parametrize(
     ("to", "quant"),
     [
-        ("onnx", "int8-weights"),
+        pytest.param("onnx", "int8-weights", marks=pytest.mark.slow),
         pytest.param("openvino", "fp32", marks=pytest.mark.slow),
         pytest.param("openvino", "int8-weights", marks=pytest.mark.slow),
         ("torch", "fp32"),

@@ -107,7 +107,7 @@ def test_a_shallow_call_has_the_rows_of_the_whole_one_before_it(cached_artifact:
 def test_within_a_bound_the_rows_are_called_alone_and_the_picture_is_the_same(cached_artifact: Path) -> None:
     options: dict[str, Any] = {"step_cache": "3", "guidance_every": 2}
     usual, _ = drawn(cached_artifact, **options)
-    pipeline: Any = vitrify.load(cached_artifact, "cpu", memory=2_000_000_000, options=Options(threads=1))
+    pipeline: Any = vitrify.load(cached_artifact, "cpu", memory=20_000_000_000, options=Options(threads=1))
     asked = {"steps": STEPS, "guidance": GUIDANCE, "seed": 3, "scheduler": "ddim"}
     bound = pipeline.generate(PROMPT, **asked, **options)
     pipeline.close()

@@ -88,6 +88,7 @@ def test_a_part_that_is_nowhere_is_named(sd: Callable[..., Any], layouts: Any, t
     assert "--config FOLDER" in caught.value.fix
 
 
+@pytest.mark.slow
 def test_a_tensor_that_is_missing_or_too_much_is_named(sd: Callable[..., Any], layouts: Any, tmp_path: Path) -> None:
     from safetensors.torch import load_file
 

@@ -100,6 +100,7 @@ def tiny(
     return model
 
 
+@pytest.mark.slow
 def test_one_export_draws_all_sizes_and_batches(loaded: Any, same_as_diffusers: Any, cell: Any) -> None:
     ours, theirs = loaded("plain")
     cell("sd", "text2img", ours.placement["unet"]["runtime"])
@@ -151,6 +152,7 @@ def test_what_the_mask_leaves_stays(loaded: Any, photo: Any, half_mask: Any) -> 
     assert psnr(left, wanted[:, :12]) > psnr(right, wanted[:, 36:]) + 3
 
 
+@pytest.mark.slow
 def test_a_consistency_model_is_told_the_guidance(loaded: Any, same_as_diffusers: Any, cell: Any) -> None:
     ours, theirs = loaded("lcm")
     cell("sd", "few steps", ours.placement["unet"]["runtime"])
