@@ -52,7 +52,7 @@ def test_fast_is_a_choice(page: Page, http: Any) -> None:
     assert page.sent()["preset"] == "fast"
     job = newest(http)
     assert drawn(http, job) == by_the_api(http, model="emoji", prompt=PROMPT, steps=8, preset="fast")
-    assert page.text(".job .with") == "Less work: step cache 3, guidance every 2"
+    assert page.text(".job .with") == "Less work: step cache 2"
     page.write("Quality", "exact")
     page.press("Use settings", ".job")
     assert page.value("Quality") == "fast"

@@ -299,11 +299,11 @@ def test_a_preset_is_what_the_fields_do_not_say() -> None:
     able = replace(MODEL, step_cache=True, preview_decoder=True)
     nothing = (None, (0.0, 1.0), 1, "vae")
     assert left_out(MODEL) == left_out(able) == (*nothing, None)
-    assert left_out(able, preset="fast") == ("3", (0.0, 1.0), 2, "vae", "fast")
-    assert left_out(MODEL, preset="fast") == (None, (0.0, 1.0), 2, "vae", "fast"), "it has no graph for more"
-    own = {"step_cache": "3.0", "guidance_interval": [0, 0.5], "guidance_every": 1, "decoder": "preview"}
-    assert left_out(able, preset="fast", **own) == ("3", (0.0, 0.5), 1, "preview", "fast")
+    assert left_out(able, preset="fast") == ("2", (0.0, 1.0), 1, "vae", "fast")
+    assert left_out(MODEL, preset="fast") == (None, (0.0, 1.0), 1, "vae", "fast"), "it has no graph for more"
+    own = {"step_cache": "3.0", "guidance_interval": [0, 0.5], "guidance_every": 3, "decoder": "preview"}
+    assert left_out(able, preset="fast", **own) == ("3", (0.0, 0.5), 3, "preview", "fast")
     served = replace(able, preset="fast")
     assert left_out(served) == left_out(able, preset="fast")
     assert left_out(served, preset="exact") == (*nothing, "exact")
-    assert left_out(served, step_cache="2") == ("2", (0.0, 1.0), 2, "vae", "fast")
+    assert left_out(served, step_cache="4") == ("4", (0.0, 1.0), 1, "vae", "fast")
