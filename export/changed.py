@@ -12,13 +12,13 @@ from typing import Any
 
 from ..core.errors import BadInput, UsageError
 from ..core.progress import Report, silent
-from ..pipelines.settings import vae_factors, vae_scale
+from ..pipelines.settings import DENOISERS, vae_factors, vae_scale
 from .families.merging import check_merges, check_ratio, with_merging
 from .families.pipelines import CHECKS
 from .families.vae import PREVIEW_DECODER
 from .source import Source, SourceComponent
 from .spec import Config
-from .step_cache import DENOISERS, DEPTHS
+from .step_cache import DEPTHS
 from .vae_source import VaeSource, vae_source
 
 VAE = "vae"  # its folder in a diffusers model

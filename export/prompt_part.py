@@ -19,6 +19,7 @@ from ..core.tensors import DType, TensorSpec
 from ..pipelines.prompt_part import DETAIL, GIVEN, PROMPT, STEP
 from ..runtimes.initializers import state_name
 from .libraries import export_libraries
+from .simplify import leave_out_unused
 
 if TYPE_CHECKING:
     import onnx_ir as ir
@@ -196,7 +197,7 @@ def _give(model: ir.Model, component: Component, between: Mapping[str, TensorSpe
         value = found[name]
         value.name, value.shape = name, ir.Shape(spec.shape)
         model.graph.outputs.append(value)
-    _leave_out(model)
+    leave_out_unused(model)
 
 
 def _take(model: ir.Model, component: Component, between: Mapping[str, TensorSpec]) -> None:
@@ -208,19 +209,7 @@ def _take(model: ir.Model, component: Component, between: Mapping[str, TensorSpe
         for user, index in list(value.uses()):
             user.replace_input_with(index, given)
         model.graph.inputs.append(given)
-    _leave_out(model)
-
-
-def _leave_out(model: ir.Model) -> None:
-    """Whatever nothing uses."""
-    from onnx_ir.passes.common import RemoveUnusedNodesPass
-
-    RemoveUnusedNodesPass()(model)
-    graph = model.graph
-    for value in [v for v in graph.inputs if not v.uses()]:
-        graph.inputs.remove(value)
-    for name in [n for n, v in graph.initializers.items() if not v.uses()]:
-        graph.initializers.pop(name)
+    leave_out_unused(model)
 
 
 def cut_prompt_part(component: Component) -> dict[str, Component]:

@@ -118,3 +118,15 @@ def _passes() -> ir.passes.Sequential:
         common.OutputFixPass(),
         common.NameFixPass(),
     )
+
+
+def leave_out_unused(model: ir.Model) -> None:
+    """Take out whatever nothing uses, inputs and initializers too, as where a graph was cut."""
+    from onnx_ir.passes.common import RemoveUnusedNodesPass
+
+    RemoveUnusedNodesPass()(model)
+    graph = model.graph
+    for value in [v for v in graph.inputs if not v.uses()]:
+        graph.inputs.remove(value)
+    for name in [n for n, v in graph.initializers.items() if not v.uses()]:
+        graph.initializers.pop(name)

@@ -12,11 +12,11 @@ from ..core.errors import BadInput, UsageError
 from ..core.json_file import read_json_object
 from ..core.safetensors_header import TensorEntry, open_checkpoint
 from ..pipelines.control import is_residual
+from ..pipelines.settings import DENOISERS
 from .families import classifier, controlnet, pipelines
 from .spec import ComponentSpec
 
 PREPROCESSOR = "preprocessor_config.json"
-_DENOISERS = ("unet", "transformer")
 
 
 @dataclass(frozen=True)
@@ -132,10 +132,10 @@ def with_residuals(source: Source) -> Source:
     Raises:
         UsageError: it has no denoiser.
     """
-    if not any(part.spec.name in _DENOISERS for part in source.components):
+    if not any(part.spec.name in DENOISERS for part in source.components):
         raise UsageError(f"{source.given} has no denoiser, so it takes no ControlNet.", "Leave --control out.")
     changed = (
-        replace(part, spec=controlnet.with_control(part.spec)) if part.spec.name in _DENOISERS else part
+        replace(part, spec=controlnet.with_control(part.spec)) if part.spec.name in DENOISERS else part
         for part in source.components
     )
     return replace(source, components=tuple(changed))
@@ -143,7 +143,7 @@ def with_residuals(source: Source) -> Source:
 
 def control_settings(source: Source) -> dict[str, Any]:
     """What the manifest says of a source whose denoiser takes residuals."""
-    part = next(part for part in source.components if part.spec.name in _DENOISERS)
+    part = next(part for part in source.components if part.spec.name in DENOISERS)
     return {"residuals": sum(map(is_residual, part.spec.inputs(part.config)))}
 
 

@@ -13,15 +13,16 @@ from typing import TYPE_CHECKING
 
 from ..core.artifact import NOT_RUN, Component
 from ..core.tensors import DType, TensorSpec
+from ..pipelines.settings import DENOISERS
 from ..pipelines.step_cache import DEEP, SHALLOW
 from . import cut_transformer, cut_unet
 from .cut_place import Place
 from .libraries import export_libraries
+from .simplify import leave_out_unused
 
 if TYPE_CHECKING:
     import onnx_ir as ir
 
-DENOISERS = ("unet", "transformer")  # components that can be cut
 DEPTHS = (1, 2, 3)  # layers of the last up block, or first blocks, that the shallow graph computes
 
 
@@ -84,7 +85,6 @@ def _give(model: ir.Model, place: Place) -> None:
 def _take(model: ir.Model, place: Place) -> None:
     """Make an input of the deep features, and leave out all that only they needed."""
     import onnx_ir as ir
-    from onnx_ir.passes.common import RemoveUnusedNodesPass
 
     graph, producer = model.graph, place.value.producer()
     given = ir.Value(name=DEEP, shape=ir.Shape(place.shape), type=ir.TensorType(ir.DataType.FLOAT))
@@ -97,11 +97,7 @@ def _take(model: ir.Model, place: Place) -> None:
     for user, index in users:
         user.replace_input_with(index, taken)
     graph.inputs.append(given)
-    RemoveUnusedNodesPass()(model)
-    for value in [v for v in graph.inputs if not v.uses()]:
-        graph.inputs.remove(value)
-    for name in [n for n, v in graph.initializers.items() if not v.uses()]:
-        graph.initializers.pop(name)
+    leave_out_unused(model)
 
 
 def cut_in_place(component: Component, depth: int = 1) -> dict[str, Component]:

@@ -6,8 +6,7 @@ from collections.abc import Iterable, Mapping
 
 from ..core.device import Device
 from ..core.errors import UsageError
-
-_DENOISERS = ("unet", "transformer")
+from .settings import DENOISERS
 
 
 def parse_place(text: str) -> dict[str, str]:
@@ -58,6 +57,6 @@ def _stands_for(given: str, name: str) -> bool:
     groups = {
         "vae": name.startswith("vae_"),
         "text_encoders": name.startswith("text_encoder"),
-        "denoiser": name in _DENOISERS,
+        "denoiser": name in DENOISERS,
     }
     return groups.get(given, False)

@@ -11,6 +11,7 @@ from ..core.errors import BadInput
 # the schedulers, and what prepares pictures, are imported where they are used: to open an artifact takes neither
 
 Config = Mapping[str, Any]
+DENOISERS = ("unet", "transformer")  # a pipeline has one of these components
 PREVIEW = "preview_decoder"  # the component, and the folder, of a decoder for previews
 STAND_IN = "ddim"  # draws in place of a scheduler that we do not have; it takes the noise options of each of them
 

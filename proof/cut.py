@@ -10,12 +10,17 @@ whole one.
 
 from __future__ import annotations
 
+from collections.abc import Callable, Mapping
 from dataclasses import replace
 
 from ..core.artifact import Artifact, Component
 from ..core.errors import BadInput
+from ..core.tensors import Array
 from ..pipelines.step_cache import DEEP
+from ..runtimes.base import Session
 from .parity import Parity, compare, sample_inputs
+
+Tensors = Mapping[str, Array]
 
 
 def prove_cut(component: Component, artifact: Artifact) -> tuple[Component, list[Parity]]:
@@ -25,21 +30,40 @@ def prove_cut(component: Component, artifact: Artifact) -> tuple[Component, list
         BadInput: the artifact does not have the component that it was cut from.
         ProofFailed: an output has another shape.
     """
-    from .numeric import open_component, summary
+    from .numeric import open_component
 
     whole = artifact.components.get(str(component.details.get("step_cache", {}).get("of")))
-    checks = component.details.get("checks")
-    if whole is None or not checks:
+    if whole is None or not component.details.get("checks"):
         raise BadInput(f"{component.name} does not say what it was cut from.", "Export the model again.")
+
+    def taken(tensors: Tensors, out: Tensors) -> Tensors:
+        return {n: out[n] if n == DEEP else tensors[n] for n in component.inputs}
+
+    return held_against(whole, component, lambda: open_component(component), taken)
+
+
+def held_against(
+    whole: Component, component: Component, opener: Callable[[], Session], taken: Callable[[Tensors, Tensors], Tensors]
+) -> tuple[Component, list[Parity]]:
+    """The component with its numeric proof: what `opener` opens gives what the whole graph does, at its checks' sizes.
+
+    Args:
+        taken: from the whole graph's inputs and outputs to the inputs of the other.
+
+    Raises:
+        ProofFailed: an output has another shape.
+    """
+    from .numeric import open_component, summary
+
+    found = []
     expected = open_component(whole)
     try:
-        given = open_component(component)
+        given = opener()
         try:
-            found = []
-            for number, sizes in enumerate(checks):
+            for number, sizes in enumerate(component.details["checks"]):
                 tensors = sample_inputs(whole, sizes, seed=number)
                 out = expected.run(tensors)
-                got = given.run({n: out[n] if n == DEEP else tensors[n] for n in component.inputs})
+                got = given.run(taken(tensors, out))
                 found += [compare(name, out[name], got[name], sizes) for name in component.outputs]
         finally:
             given.close()

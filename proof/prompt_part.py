@@ -10,7 +10,9 @@ from dataclasses import replace
 from ..core.artifact import Artifact, Component
 from ..core.errors import BadInput
 from ..pipelines.prompt_part import DETAIL, PROMPT, PromptParts
-from .parity import Parity, compare, sample_inputs
+from ..runtimes.base import Session
+from .cut import held_against
+from .parity import Parity
 
 
 def prove_prompt_part(component: Component, artifact: Artifact) -> tuple[Component, list[Parity]]:
@@ -22,27 +24,16 @@ def prove_prompt_part(component: Component, artifact: Artifact) -> tuple[Compone
         BadInput: the artifact does not have the component that it was cut from, or not the other part.
         ProofFailed: an output has another shape.
     """
-    from .numeric import open_component, summary
+    from .numeric import open_component
 
     name = str(component.details[DETAIL].get("of"))
     whole, parts = artifact.components.get(name), PromptParts.of(name, artifact.components)
-    checks = component.details.get("checks")
-    if whole is None or parts is None or not checks:
+    if whole is None or parts is None or not component.details.get("checks"):
         raise BadInput(f"{component.name} does not say what it was cut from.", "Export the model again.")
     if component.name == name + PROMPT:
         return replace(component, proof={**component.proof, "numeric": f"with {parts.step.name}"}), []
-    found = []
-    expected = open_component(whole)
-    try:
-        once = parts.open(lambda one, changed: open_component(one), {})
-        try:
-            for number, sizes in enumerate(checks):
-                tensors = sample_inputs(whole, sizes, seed=number)
-                out, got = expected.run(tensors), once.run(tensors)
-                found += [compare(output, out[output], got[output], sizes) for output in component.outputs]
-        finally:
-            once.close()
-    finally:
-        expected.close()
-    told = summary(found, f"{whole.name} of the same artifact")
-    return replace(component, proof={**component.proof, "numeric": told}), found
+
+    def opener() -> Session:
+        return parts.open(lambda one, changed: open_component(one), {})
+
+    return held_against(whole, component, opener, lambda tensors, out: tensors)

@@ -19,8 +19,8 @@ from ...core.safetensors_header import read_tensor
 from ...runtimes.low_rank import LowRank, Override, fingerprint
 from ...runtimes.stored import stored_weights
 from ..random import FloatArray
+from ..settings import DENOISERS
 from .files import Lora
-from .keys import DENOISERS
 from .match import Change, match
 
 

@@ -7,8 +7,9 @@ from collections.abc import Iterable, Mapping
 
 from ...core.artifact import Component
 from ...runtimes.stored import stored_weights
+from ..settings import DENOISERS
 from .files import Lora
-from .keys import DENOISERS, owners, spelled
+from .keys import owners, spelled
 
 # the width of the text states that the UNet attends to
 _WIDTHS = {768: "Stable Diffusion 1.x", 1024: "Stable Diffusion 2.x", 2048: "Stable Diffusion XL"}

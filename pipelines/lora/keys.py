@@ -7,7 +7,8 @@ from __future__ import annotations
 
 import re
 
-DENOISERS = ("unet", "transformer")
+from ..settings import DENOISERS
+
 _ENCODER = ("text_encoder",)
 _SECOND = ("text_encoder_2",)
 _T5 = ("text_encoder_3", "text_encoder_2")  # Stable Diffusion 3 has it third, Flux second

@@ -13,9 +13,10 @@ from ...core.errors import BadInput
 from ...runtimes.low_rank import without_ones
 from ...runtimes.stored import StoredWeight, stored_weights
 from ..random import FloatArray
+from ..settings import DENOISERS
 from .describe import describe_components, describe_lora
 from .files import Lora, LoraLayer
-from .keys import DENOISERS, owners, spelled
+from .keys import owners, spelled
 from .layouts import Origin, original_names
 
 _SHOWN = 3  # names in a message
