@@ -25,9 +25,11 @@ $(VENV)/.ready: pyproject.toml
 demo: $(VENV)/.ready
 	$(RUN) vitrify demo -o demo-output
 
-# the server's tests have deadlines, and run alone; PyTorch's threads must not spin beside another process
+# the server's tests have deadlines, and run alone; PyTorch's threads must not spin beside another process; what the
+# first part traces, the second finds in the cache
 test: $(VENV)/.ready
-	failed=0; \
+	failed=0; cache=$$(mktemp -d); trap 'rm -rf "$$cache"' EXIT; trap 'exit 130' INT TERM; \
+	export VITRIFY_TEST_CACHE="$${VITRIFY_TEST_CACHE:-$$cache}"; \
 	OMP_WAIT_POLICY=PASSIVE $(RUN) pytest -m $(QUICK) -n $(WORKERS) --dist loadfile --ignore tests/serve || failed=1; \
 	$(RUN) pytest -m $(QUICK) tests/serve || failed=1; \
 	exit $$failed
@@ -96,7 +98,7 @@ test-gpu: $(GPU_READY) .typecheck/vitrify
 	PYTHONPATH=.typecheck VITRIFY_GPU_REPORT=$(GPU_REPORT) $(GPU_PYTHON) -m pytest -m gpu tests/gpu tests/contract \
 		tests/bench/test_energy.py || failed=1; \
 	NVIDIA_TF32_OVERRIDE=0 PYTHONPATH=.typecheck VITRIFY_GPU_REPORT=$(GPU_REPORT)/float32 $(GPU_PYTHON) -m pytest -m gpu \
-		-k "provider=tensorrt" tests/gpu || failed=1; \
+		-k "provider and tensorrt" tests/gpu || failed=1; \
 	exit $$failed
 
 # ONNX Runtime's providers that run or load without a GPU; onnxruntime-openvino excludes onnxruntime, so it lives apart
