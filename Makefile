@@ -16,7 +16,7 @@ $(VENV)/.ready: pyproject.toml
 	test -x $(BIN)/python || $(PYTHON) -m venv $(VENV)
 	$(BIN)/pip install -q -U pip
 	$(BIN)/pip install -q torch==2.13.0
-	$(BIN)/pip install -q -e ".[export,onnx,openvino,quant,tensorrt-rtx,torch,faces,gguf,lora,bench,loadgen,serve,dev]"
+	$(BIN)/pip install -q -e ".[export,onnx,openvino,quant,tensorrt-rtx,torch,faces,gguf,lora,bench,loadgen,serve,clients,dev]"
 	touch $@
 
 .typecheck/vitrify:

@@ -1,6 +1,6 @@
 """Full-size models with random weights, for benches: two Stable Diffusion 1.5 of different weights, and a ViT-B.
 
-And two of little size: a ViT for what stands around a model, and a tiny autoencoder for Stable Diffusion's latents.
+And one of little size: a ViT for what stands around a model.
 
 Run as `python -m vitrify.bench.models DIR`. A figure of time, memory or disk needs the sizes of the real layers, not
 their training; nothing about quality can be read from these. diffusers and transformers save them, so their files
@@ -23,7 +23,6 @@ if TYPE_CHECKING:
 SD15 = ("sd15-0", "sd15-1")
 VIT_B = "vit-b"
 NULL = "null"
-TINY = "tiny-vae"
 LABELS = ("angry", "disgust", "fear", "happy", "neutral", "sad", "surprise")
 TOKENIZER = Path(__file__).parents[1] / "demo" / "models" / "emoji-diffusion" / "tokenizer"
 
@@ -96,18 +95,6 @@ def make_sd15(home: Path) -> None:
             fill(part, seed=100 * SD15.index(name) + number)
         with published(home / name) as folder:
             pipeline.save_pretrained(str(folder))
-
-
-def make_tiny(home: Path) -> None:
-    """Save `TINY` under `home` (10 MB, float32), of TAESD's sizes; one that is there stays."""
-    if (home / TINY / "config.json").is_file():
-        return
-    from diffusers import AutoencoderTiny
-
-    module = AutoencoderTiny()  # its defaults are those of madebyollin/taesd
-    fill(module, seed=11)
-    with published(home / TINY) as folder:
-        module.save_pretrained(str(folder))
 
 
 def sd15_modules(device: str) -> dict[str, torch.nn.Module]:
@@ -210,7 +197,7 @@ def make_pictures(folder: Path, count: int) -> None:
             turned.save(folder / f"{number}.png")
 
 
-MAKERS = {"sd15": make_sd15, "tiny": make_tiny, "vit-b": make_vit_b, "null": make_null}
+MAKERS = {"sd15": make_sd15, "vit-b": make_vit_b, "null": make_null}
 
 
 def main(arguments: list[str]) -> int:

@@ -26,7 +26,7 @@ class _Opening:
 
     components: each with its runtime's name. at_once: names of those that every call uses; they are opened now, but
     for those of `late`. fixed: devices that the user gave to single components. once: those that are opened in two
-    parts.
+    parts. said: of the lines, those that say what a session left out.
     """
 
     components: Sequence[tuple[Component, str]]
@@ -39,6 +39,7 @@ class _Opening:
     say: Callable[[str], None]
     late: Collection[str] = ()
     once: Mapping[str, PromptParts] = field(default_factory=dict)
+    said: set[str] = field(default_factory=set)
 
     def on(self, device: Device, *, last: bool = True) -> Components:
         """Those that were not placed on `device`; those of `at_once` are open, or none is.
@@ -65,8 +66,10 @@ class _Opening:
             own = options_for(runtime, done.options)
             parts = self.once.get(component.name)
             if parts is not None:
-                return lambda changed: parts.open(lambda one, some: runtime.open(one, where, own, some), changed)
-            return lambda changed: runtime.open(component, where, own, changed)
+                return lambda changed: parts.open(
+                    lambda one, some: self._told(one, runtime.open(one, where, own, some)), changed
+                )
+            return lambda changed: self._told(component, runtime.open(component, where, own, changed))
 
         parts = {component.name: component for component, _ in self.components}
         openers = {component.name: opener(component, name) for component, name in self.components}
@@ -88,6 +91,16 @@ class _Opening:
         if done.reason:
             self.say(done.reason)
         return opened
+
+    def _told(self, component: Component, session: Session) -> Session:
+        """A session, once what it leaves out of the wishes is told; those that are opened again tell nothing new."""
+        details = getattr(session, "details", {})
+        for name in (one for one in self.options.optional if one in details):
+            line = f"{component.name} without {name}: {details[name]}"
+            if line not in self.said:
+                self.said.add(line)
+                self.say(line)
+        return session
 
 
 _NO_NUMBERS = ("arena", "streams", "optional")  # options that change when and where, and not what comes out

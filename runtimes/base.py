@@ -40,10 +40,10 @@ class Options:
     hint: "latency" answers one call soonest, "throughput" many at once; for runtimes that tell them apart.
     streams: calls that run at the same time; 0 leaves the choice to the hint.
     precision: the dtype that the device computes floats in, such as "float32" or "bfloat16"; None: the artifact's.
-    static: compile for the sizes of each call, where a runtime can also take any size.
 
     Those that follow are for the runtimes that name them under `takes`, and are refused elsewhere.
 
+    static: of OpenVINO: compile for the sizes of each call, where it can also take any size.
     provider: of ONNX Runtime: which execution provider runs the device, such as "tensorrt"; None: the device's first.
     compile: of PyTorch: "regional" compiles the blocks that a model repeats, "whole" the model; None: eager.
     attention: of PyTorch: the attention kernel, such as "flash"; None: the library's choice.

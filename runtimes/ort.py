@@ -77,13 +77,11 @@ class OrtRuntime:
             MissingDependency: a branch needs onnx, which is not installed.
         """
         row = provider_of(device, options)
-        wished = "resident_weights" in options.optional
+        wished, why = "resident_weights" in options.optional, ""
         if options.resident_weights is not None and row is not CPU:
+            why = f"ONNX Runtime holds weights in part on the CPU alone, not on {device}."
             if not wished:
-                raise UsageError(
-                    f"ONNX Runtime holds weights in part on the CPU alone, not on {device}.",
-                    "Leave resident_weights out.",
-                )
+                raise UsageError(why, "Leave resident_weights out.")
             options = replace(options, resident_weights=None)
         computed = precision_of(component, row, options)
         in_part = _in_part(component, options)
@@ -116,7 +114,7 @@ class OrtRuntime:
                     session = ort.InferenceSession(
                         branched or str(graph), settings, providers=providers, enable_fallback=0
                     )
-                    why = _found(resident, in_part - _replaced(component, overrides or {}), wished)
+                    why = why or _found(resident, in_part - _replaced(component, overrides or {}), wished)
         del held
         ran = check_placement(component, device, row, session)
         _check_names(component, session)

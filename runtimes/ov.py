@@ -138,6 +138,7 @@ class OpenVinoRuntime:
 
     name = "openvino"
     formats = ("openvino", "onnx")
+    takes = ("static",)
     opens_beside = True
 
     @cached_property

@@ -14,7 +14,7 @@ from pathlib import Path
 from xml.etree import ElementTree
 
 START, END = "<!-- families: begin -->", "<!-- families: end -->"
-FAMILIES = {"sd": "SD 1.x, 2.x", "sdxl": "SDXL", "sd3": "SD 3, 3.5", "flux": "Flux", "sana": "Sana"}
+FAMILIES = {"sd": "SD 1.x", "sdxl": "SDXL", "sd3": "SD 3, 3.5", "flux": "Flux", "sana": "Sana"}
 TASKS = ("text2img", "img2img", "inpaint", "inpainting model", "ControlNet", "LoRA", "few steps", "tiny VAE")
 RUNTIMES = {"onnx": "ONNX Runtime", "openvino": "OpenVINO", "torch": "PyTorch"}
 

@@ -30,8 +30,8 @@ METRICS = {
 TABLES: Mapping[str, Sequence[Peer]] = {"float32": FLOAT32, "8 bits": QUANTIZED, "bfloat16": BFLOAT16}
 
 
-def table(log: Path) -> str:
-    """Of the last run in a file of the bench.
+def table(log: Path, tables: Mapping[str, Sequence[Peer]] = TABLES) -> str:
+    """Of the last run in a file of the bench, its rows in these tables.
 
     Raises:
         BadInput: no such file, or none of a bench.
@@ -43,7 +43,7 @@ def table(log: Path) -> str:
     names = [case["name"] for case in header["plan"]["cases"]]
     machine = header["machine"]
     parts = [f"{machine['cpu']}, {machine['usable_cores']} cores, {header['plan']['rounds']} rounds."]
-    for title, peers in TABLES.items():
+    for title, peers in tables.items():
         measured = [p.name for p in peers if any(s.case == p.name for s in samples)]
         if measured:
             parts.append(f"{title}:\n\n{_rows(samples, measured)}")
@@ -92,9 +92,13 @@ def main(arguments: Sequence[str] | None = None) -> int:
         prog="python -m vitrify.bench.peers.results", description="The last run, as markdown."
     )
     parser.add_argument("--work", type=Path, required=True, help="the folder of the benches")
+    parser.add_argument("--bench", choices=["peers", "less"], default="peers", help="whose (default: %(default)s)")
     given = parser.parse_args(arguments)
+    from ..bench_less import IN_8_BITS, IN_FLOAT32
+
+    tables = TABLES if given.bench == "peers" else {"float32": IN_FLOAT32, "8 bits": IN_8_BITS}
     try:
-        print(table(given.work / "peers.jsonl"))
+        print(table(given.work / f"{given.bench}.jsonl", tables))
     except VitrifyError as exc:
         print(f"{exc.what}\n{exc.fix}", file=sys.stderr)
         return exc.exit_code

@@ -13,7 +13,6 @@ from pathlib import Path
 
 from ...core.errors import BadInput
 from ...core.machine import cpu_info, usable_cores
-from ..models import TINY
 from ..preparing import OFFLINE, is_made, required
 
 HERE = Path(__file__).resolve().parent
@@ -28,11 +27,6 @@ def home(work: Path) -> Path:
 def source(work: Path) -> Path:
     """The model that every tool is given."""
     return home(work) / "model"
-
-
-def small_vae(work: Path) -> Path:
-    """A tiny autoencoder with random weights, whose decoder may take the place of the VAE's."""
-    return work / "models" / TINY
 
 
 @dataclass(frozen=True)
@@ -82,8 +76,7 @@ class Format:
     """What a tool's own exporter makes of the model, once.
 
     environment: None is vitrify's own. words: the exporter's command, after that environment's Python, with {bin} for
-    the folder of its commands, {source}, {target} and {tiny}, a tiny autoencoder. of: another format that it starts
-    from; empty for the model.
+    the folder of its commands, {source} and {target}. of: another format that it starts from; empty for the model.
     """
 
     name: str
@@ -100,7 +93,6 @@ class Format:
     def command(self, work: Path) -> list[str]:
         python = self.environment.python(work) if self.environment else Path(sys.executable)
         given = {"bin": python.parent, "source": self.source(work), "target": self.folder(work)}
-        given |= {"tiny": small_vae(work)}
         return [str(python), *(word.format(**given) for word in self.words)]
 
 
@@ -165,8 +157,8 @@ _GGUF = (
     "pathlib.Path(target).parent.mkdir(); "
     "sys.exit(not s.StableDiffusion().convert(source, output_path=target, output_type=kind))"
 )
-# graphs for steps that take kept features and keys, and a small decoder: what the bench `less` draws with
-_LESS = ("--step-cache", "1", "--prompt-once", "--preview-vae", "{tiny}")
+# graphs for steps that take kept features and keys: what the bench `less` draws with
+_LESS = ("--step-cache", "1", "--prompt-once")
 # random weights have no ranges that more samples would find, and each sample costs steps of the whole pipeline
 _STATIC = ("--to", "onnx", "--quant", "int8-static", "--samples", "4", "--no-verify")
 # in this order: int8-static starts from fp32

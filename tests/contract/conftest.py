@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import copy
 import re
 import shutil
 import sys
@@ -13,20 +14,27 @@ from typing import Any
 import numpy as np
 import pytest
 
+from ..few_bits import stands_for, wider
+
 DOC = Path(__file__).resolve().parents[2] / "docs/adding-a-runtime.md"
 
 
 @dataclass(frozen=True, eq=False)
 class Row:
-    """A runtime by its name in the registry, the format of the components that it opens, and how it opens them."""
+    """A runtime by its name in the registry, the format of the components that it opens, and how it opens them.
+
+    quant: a recipe; its weights are stored in few bits, which the library of that name computes with.
+    """
 
     runtime: str
     format: str
     library: str
     options: dict[str, Any] = field(default_factory=dict)
+    quant: tuple[str, str] | None = None
 
     def __str__(self) -> str:
-        return " ".join([self.runtime, self.format, *(f"{name}={value}" for name, value in self.options.items())])
+        options = [f"{name}={value}" for name, value in self.options.items()]
+        return " ".join([self.runtime, self.format, *options, *(self.quant or ())])
 
 
 ROWS = (
@@ -36,6 +44,8 @@ ROWS = (
     Row("openvino", "openvino", "openvino"),
     Row("torch", "torch", "torch"),
     Row("torch", "torch", "torch", {"compile": "regional"}),
+    Row("torch", "torch", "torch", quant=("int8-weights", "torchao")),
+    Row("torch", "torch", "torch", quant=("nf4-weights", "bitsandbytes")),
     Row("aotinductor", "aotinductor", "torch"),
     Row("ipex", "torch", "intel_extension_for_pytorch"),
     Row("onnx-reference", "onnx", "onnx"),  # the example in docs/adding-a-runtime.md
@@ -188,6 +198,8 @@ def _param(row: Row) -> Any:
 def row(request: pytest.FixtureRequest) -> Row:
     found: Row = request.param
     pytest.importorskip(found.library, reason=f"the {found.runtime} runtime needs it")
+    if found.quant:
+        pytest.importorskip(found.quant[1], reason=f"{found.quant[0]} on {found.runtime} needs it")
     if found.runtime == "onnx-reference":
         request.getfixturevalue("example")
     if "provider" in found.options:
@@ -195,16 +207,43 @@ def row(request: pytest.FixtureRequest) -> Row:
     return found
 
 
+def in_few_bits(model: Any, quant: str) -> Any:
+    """The model with its weights stored by a recipe, and the library's module with what they stand for."""
+    import torch
+
+    from vitrify.export.torch_target import write_torch
+    from vitrify.quant.recipes import recipe
+
+    onnx = model.components["onnx"]
+    shutil.copy(model.source / "config.json", onnx.graph_path.parent)
+    made = write_torch(onnx, onnx.root.with_name(quant), recipe=recipe(quant))
+    module = copy.deepcopy(model.module)
+    stored = {name: torch.from_numpy(value.copy()) for name, value in stands_for(model, made).items()}
+    plain = module.state_dict()
+    assert sum(bool((plain[name] != value).any()) for name, value in stored.items()) >= 4, "it stores next to nothing"
+    module.load_state_dict(stored, strict=False)
+    return replace(model, module=module, components={"torch": made})
+
+
+@pytest.fixture(scope="session")
+def wide(vit: Any, unet: Any, tmp_path_factory: pytest.TempPathFactory) -> dict[str, Any]:
+    """Both architectures, with layers that are worth quantizing."""
+    return {one.name: wider(one, tmp_path_factory.mktemp(one.name)) for one in (vit, unet)}
+
+
 @pytest.fixture(scope="module")
-def case(row: Row, vit_model: Any) -> Case:
+def case(row: Row, request: pytest.FixtureRequest) -> Case:
     """A classifier: one input, one output."""
-    return Case(row, vit_model)
+    return request.getfixturevalue("make_case")() if row.quant else Case(row, request.getfixturevalue("vit_model"))
 
 
 @pytest.fixture(scope="module")
-def unet_case(row: Row, unet_model: Any) -> Case:
+def unet_case(row: Row, request: pytest.FixtureRequest) -> Case:
     """A UNet: three inputs, one of them without dims, and four symbols."""
-    case = Case(row, unet_model)
+    if row.quant:
+        made, wide = request.getfixturevalue("checkpoint"), request.getfixturevalue("wide")
+        return Case(row, in_few_bits(made(wide["unet"]), row.quant[0]))
+    case = Case(row, request.getfixturevalue("unet_model"))
     if "provider" in row.options:
         skip_where_refused(case)
     return case
@@ -217,6 +256,9 @@ def unet_session(unet_case: Case) -> Any:
 
 
 @pytest.fixture(scope="module")
-def make_case(row: Row, vit: Any, checkpoint: Callable[..., Any]) -> Callable[..., Case]:
+def make_case(row: Row, vit: Any, wide: dict[str, Any], checkpoint: Callable[..., Any]) -> Callable[..., Case]:
     """A classifier with a checkpoint of its own."""
+    if row.quant:
+        quant = row.quant[0]
+        return lambda **how: Case(row, in_few_bits(checkpoint(wide["vit"], **how), quant))
     return lambda **how: Case(row, checkpoint(vit, **how))

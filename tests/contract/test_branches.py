@@ -4,8 +4,8 @@ from __future__ import annotations
 
 import gc
 import shutil
-from collections.abc import Callable
-from dataclasses import dataclass, replace
+from collections.abc import Callable, Iterable
+from dataclasses import dataclass, field, replace
 from pathlib import Path
 from typing import Any
 
@@ -38,12 +38,13 @@ CONFIG = {
 
 @dataclass(frozen=True)
 class Target:
-    """A runtime, the format of what it opens, and a recipe."""
+    """A runtime, the format of what it opens, and a recipe. slow: left to make test-slow."""
 
     runtime: str
     format: str
     quant: str
     libraries: tuple[str, ...] = ()
+    slow: bool = field(default=False, compare=False)
 
     def __str__(self) -> str:
         return f"{self.runtime} {self.format} {self.quant}"
@@ -51,20 +52,24 @@ class Target:
 
 TARGETS = [
     Target("onnx", "onnx", "int8-weights"),
-    Target("onnx", "onnx", "int4-weights:group=32,convs=int4,symmetric=no"),
+    Target("onnx", "onnx", "int4-weights:group=32,convs=int4,symmetric=no", slow=True),
     Target("onnx", "onnx", "int8-dynamic"),
     Target("onnx", "onnx", "int8-static:samples=3", ("nncf",)),
-    Target("onnx", "onnx", "int8-static:samples=3,smooth=0.5", ("nncf",)),
+    Target("onnx", "onnx", "int8-static:samples=3,smooth=0.5", ("nncf",), slow=True),
     Target("openvino", "onnx", "int8-weights", ("openvino",)),
-    Target("openvino", "onnx", "int4-weights:group=32,convs=int4,symmetric=no", ("openvino",)),
-    Target("openvino", "onnx", "int8-static:samples=3,smooth=0.5", ("openvino", "nncf")),
-    Target("openvino", "openvino", "int8-weights", ("openvino",)),
+    Target("openvino", "onnx", "int4-weights:group=32,convs=int4,symmetric=no", ("openvino",), slow=True),
+    Target("openvino", "onnx", "int8-static:samples=3,smooth=0.5", ("openvino", "nncf"), slow=True),
+    Target("openvino", "openvino", "int8-weights", ("openvino",), slow=True),
     Target("openvino", "openvino", "int8-static:samples=3", ("openvino", "nncf")),
-    Target("openvino", "openvino", "nf4-weights", ("openvino",)),
+    Target("openvino", "openvino", "nf4-weights", ("openvino",), slow=True),
     Target("torch", "torch", "int8-weights", ("torchao",)),
     Target("torch", "torch", "int4-weights:group=32,symmetric=no", ("torch",)),
     Target("torch", "torch", "nf4-weights", ("bitsandbytes",)),
 ]
+
+
+def params(targets: Iterable[Target]) -> list[Any]:
+    return [pytest.param(one, marks=pytest.mark.slow if one.slow else (), id=str(one)) for one in targets]
 
 
 @pytest.fixture(scope="session")
@@ -170,7 +175,7 @@ def expected(wide: Component) -> tuple[np.ndarray, np.ndarray]:
     return plain, changed
 
 
-@pytest.mark.parametrize("target", TARGETS, ids=str)
+@pytest.mark.parametrize("target", params(TARGETS))
 def test_branches_change_a_quantized_model_as_they_change_the_model(
     target: Target, wide: Component, compiled: Callable[[Target], Component], expected: tuple[np.ndarray, np.ndarray]
 ) -> None:
@@ -188,7 +193,7 @@ def test_branches_change_a_quantized_model_as_they_change_the_model(
     np.testing.assert_array_equal(run(target, component), before)
 
 
-@pytest.mark.parametrize("target", [t for t in TARGETS if t.format == "onnx" and "-weights" in t.quant], ids=str)
+@pytest.mark.parametrize("target", params(t for t in TARGETS if t.format == "onnx" and "-weights" in t.quant))
 def test_a_branch_adds_exactly_its_product(
     target: Target, wide: Component, compiled: Callable[[Target], Component]
 ) -> None:
@@ -241,7 +246,7 @@ def test_onnx_runtime_fuses_what_it_fused_without_branches(
 WEIGHTS = [t for t in TARGETS if t.quant in ("int8-weights", "nf4-weights")]
 
 
-@pytest.mark.parametrize("target", WEIGHTS, ids=str)
+@pytest.mark.parametrize("target", params(WEIGHTS))
 def test_a_branch_that_fits_no_layer_is_named(
     target: Target, wide: Component, compiled: Callable[[Target], Component]
 ) -> None:

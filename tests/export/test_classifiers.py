@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import os
+from importlib.util import find_spec
 from pathlib import Path
 from typing import Any
 
@@ -70,11 +71,12 @@ def test_other_classifiers_export_and_agree_with_transformers(make: Any, tmp_pat
     assert proof["graph"]["relative"] <= 1e-4
     assert proof["numeric"]["relative"] <= 1e-4
     picture = Image.fromarray(np.random.default_rng(1).integers(0, 256, (80, 100, 3), dtype=np.uint8))
-    [answer] = vitrify.load(artifact, "cpu").classify([picture], top_k=None)
     with torch.inference_mode():
         logits = model.eval()(**processor(picture, return_tensors="pt")).logits
     expected = dict(zip(LABELS.values(), logits.softmax(-1)[0].tolist(), strict=True))
-    assert {a["label"]: a["score"] for a in answer} == pytest.approx(expected, abs=1e-3)
+    for runtime in ("onnx", *(["openvino"] if find_spec("openvino") else [])):
+        [answer] = vitrify.load(artifact, "cpu", runtime=runtime).classify([picture], top_k=None)
+        assert {a["label"]: a["score"] for a in answer} == pytest.approx(expected, abs=1e-3), runtime
 
 
 def test_a_convnext_takes_pictures_of_every_size(tmp_path: Path) -> None:

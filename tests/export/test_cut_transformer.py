@@ -61,8 +61,10 @@ FAMILIES = {"sd3": SD3, "sd3.5": SD3, "flux": FLUX, "sana": SANA}
 # a double block of Flux, its last one, and a single one behind it
 DEPTHS = [
     pytest.param("sd3", 1, marks=pytest.mark.slow),  # one more graph to trace
-    ("sd3.5", 1), ("sd3.5", 2), ("flux", 1), ("flux", 2), ("flux", 3), ("sana", 1), ("sana", 2),
+    ("sd3.5", 1), ("sd3.5", 2), ("flux", 1), ("flux", 2), ("flux", 3),
+    pytest.param("sana", 1, marks=pytest.mark.slow), pytest.param("sana", 2, marks=pytest.mark.slow),
 ]  # fmt: skip
+THREE = ["sd3.5", "flux", pytest.param("sana", marks=pytest.mark.slow)]
 
 
 @pytest.fixture(scope="module")
@@ -168,7 +170,7 @@ def test_deep_features_are_what_the_blocks_behind_add(made: Any, tmp_path: Path,
             assert_close(shallow_of(other, later, out[DEEP]), by_hand(model, depth, later, added)[0])
 
 
-@pytest.mark.parametrize("name", ["sd3.5", "flux", "sana"])
+@pytest.mark.parametrize("name", THREE)
 def test_openvino_runs_both(made: Any, tmp_path: Path, name: str) -> None:
     model = made(name)
     parts = cut_in_place(own_copy(model.components["onnx"], tmp_path), 1)
@@ -180,7 +182,7 @@ def test_openvino_runs_both(made: Any, tmp_path: Path, name: str) -> None:
 
 
 @pytest.mark.parametrize("runtime", ["onnx", "openvino"])
-@pytest.mark.parametrize("name", ["sd3.5", "flux", "sana"])
+@pytest.mark.parametrize("name", THREE)
 def test_every_so_many_steps_one_is_whole(made: Any, tmp_path: Path, name: str, runtime: str) -> None:
     """A walk of seven steps, as a scheduler takes them, beside the same one with diffusers' module cut by hand."""
     model = made(name)
@@ -212,7 +214,12 @@ def test_every_so_many_steps_one_is_whole(made: Any, tmp_path: Path, name: str, 
 
 
 @pytest.mark.parametrize(
-    ("name", "quant"), [("sd3.5", "int8-weights"), ("flux", "int8-dynamic"), ("sana", "int8-weights")]
+    ("name", "quant"),
+    [
+        ("sd3.5", "int8-weights"),
+        ("flux", "int8-dynamic"),
+        pytest.param("sana", "int8-weights", marks=pytest.mark.slow),
+    ],
 )
 def test_a_quantized_graph_is_cut_too(made: Any, tmp_path: Path, name: str, quant: str) -> None:
     from vitrify.export.dynamic import quantize_dynamic
@@ -233,7 +240,7 @@ def test_a_quantized_graph_is_cut_too(made: Any, tmp_path: Path, name: str, quan
 
 
 @pytest.mark.slow  # NNCF takes long to start
-@pytest.mark.parametrize("name", ["sd3.5", "flux", "sana"])
+@pytest.mark.parametrize("name", THREE)
 def test_a_calibrated_graph_is_cut_too(made: Any, tmp_path: Path, name: str) -> None:
     pytest.importorskip("nncf", reason="needs vitrify[quant]")
     from vitrify.export.static import quantize_static

@@ -123,7 +123,7 @@ def both(
     ("name", "named"),
     [
         ("sd", "down_blocks.0.attentions.0.transformer_blocks.0.attn2.k"),
-        ("control", "mid_block.attentions.0.transformer_blocks.0.attn2.v"),
+        pytest.param("control", "mid_block.attentions.0.transformer_blocks.0.attn2.v", marks=pytest.mark.slow),
         pytest.param("sdxl", "add_embedding", marks=pytest.mark.slow),
         pytest.param("lcm", "time_embedding.cond_proj", marks=pytest.mark.slow),
         pytest.param("sana", "transformer_blocks.1.attn2.v", marks=pytest.mark.slow),

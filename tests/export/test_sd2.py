@@ -73,8 +73,10 @@ def test_every_proof_passes(artifact: Artifact) -> None:
     assert artifact.pipeline["scheduler"]["prediction_type"] == "v_prediction"
 
 
-@pytest.mark.parametrize("scheduler", [None, "euler"])
-def test_it_draws_what_diffusers_draws(reference: Any, artifact: Artifact, scheduler: str | None) -> None:
+@pytest.mark.parametrize(("runtime", "scheduler"), [("onnx", None), ("onnx", "euler"), ("openvino", None)])
+def test_it_draws_what_diffusers_draws(reference: Any, artifact: Artifact, runtime: str, scheduler: str | None) -> None:
+    if runtime == "openvino":
+        pytest.importorskip("openvino", reason="needs the extra openvino")
     size = {"width": 48, "height": 32}
     own = reference.scheduler
     if scheduler == "euler":
@@ -86,7 +88,7 @@ def test_it_draws_what_diffusers_draws(reference: Any, artifact: Artifact, sched
         ).images[0]  # fmt: skip
     finally:
         reference.scheduler = own
-    drawn = vitrify.load(artifact, "cpu")
+    drawn = vitrify.load(artifact, "cpu", runtime=runtime)
     options: dict[str, Any] = {"negative_prompt": NEGATIVE, "steps": 6, "guidance": 7.5, "scheduler": scheduler, **size}
     same, other = (drawn.generate(PROMPT, seed=seed, **options).images[0] for seed in (9, 10))
     drawn.close()

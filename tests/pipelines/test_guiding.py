@@ -200,3 +200,40 @@ def test_what_a_runtime_does_not_have_of_a_preset_is_told(diffusion_artifact: Pa
     assert told == ["openvino has no resident_weights: all of the preset but that"]
     with pytest.raises(UsageError, match="no option resident_weights"):
         vitrify.load(diffusion_artifact, "cpu", options=Options(resident_weights=1), runtime="openvino")
+
+
+def test_exact_on_a_runtime_that_takes_any_size_alone_says_so(diffusion_artifact: Path) -> None:
+    told: list[str] = []
+    options, offload = opened_with("exact", Options(threads=1), "auto")
+    vitrify.load(diffusion_artifact, "cpu", options=options, offload=offload, say=told.append).close()
+    assert told == ["onnx has no static: all of the preset but that"]
+
+
+def test_what_a_session_cannot_do_of_a_preset_is_told_once(diffusion_artifact: Path) -> None:
+    """The built-in model's weights are stored in float16, and computed in a copy."""
+    told: list[str] = []
+    options = Options(threads=1, resident_weights=10_000, optional=("resident_weights",))
+    pipeline: Any = vitrify.load(diffusion_artifact, "cpu", options=options, offload="components", say=told.append)
+    for _ in range(2):
+        pipeline.generate(PROMPT, steps=1, seed=1)
+    pipeline.close()
+    about = [line for line in told if line.startswith("unet without resident_weights: ")]
+    assert len(about) == 1
+    assert "the library copied" in about[0]
+
+
+@pytest.mark.parametrize("preset", ["exact", "fast"])
+def test_presets_on_openvino(cached_artifact: Path, preset: str) -> None:
+    """Exact draws the same; of fast's eight steps four are whole, and the picture is nearly the same."""
+    pytest.importorskip("openvino", reason="needs vitrify[openvino]")
+    pictures, calls = [], list[int]()
+    for wanted in (None, preset):
+        options, offload = opened_with(wanted, Options(threads=1), "auto")
+        pipeline: Any = vitrify.load(cached_artifact, "cpu", options=options, offload=offload, runtime="openvino")
+        whole = pipeline.sessions["unet"] = Recorded(pipeline.sessions["unet"])
+        made = pipeline.generate(PROMPT, steps=STEPS, guidance=GUIDANCE, seed=3, scheduler="ddim", preset=wanted)
+        pipeline.close()
+        pictures.append(np.asarray(made.images[0]))
+        calls.append(len(whole.calls))
+    assert calls == [STEPS, STEPS if preset == "exact" else STEPS // 2]
+    assert psnr(*pictures) > (45 if preset == "exact" else 28)

@@ -383,7 +383,7 @@ def test_lists(http, guarded):
 
 def test_the_client_itself(able, photo, spot):
     """What webuiapi sends and reads, where it is installed."""
-    webuiapi = pytest.importorskip("webuiapi", reason="needs webuiapi")
+    webuiapi = pytest.importorskip("webuiapi", reason="needs the extra clients")
     client = webuiapi.WebUIApi(baseurl=f"{able.url}{API}", sampler="Euler a", steps=STEPS)
     client.steps = STEPS
     square = photo.resize((64, 64))

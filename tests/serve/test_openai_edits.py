@@ -181,7 +181,7 @@ def test_keys(guarded, photo):
 
 def test_the_client_itself(server, photo):
     """What it sends and reads today, where it is installed."""
-    openai = pytest.importorskip("openai", reason="needs the openai client")
+    openai = pytest.importorskip("openai", reason="needs the extra clients")
     client = openai.OpenAI(base_url=f"{server.url}/v1", api_key="none", max_retries=0)
     extra = {"seed": 7, "num_inference_steps": 4}
     made = client.images.edit(

@@ -128,7 +128,7 @@ def test_a_scheduler_that_adds_noise_changes_a_picture(loaded: Any, same_as_diff
 
 
 @pytest.mark.parametrize("strength", [0.6, 1.0])
-@pytest.mark.parametrize("name", ["plain", "nine"])
+@pytest.mark.parametrize("name", ["plain", pytest.param("nine", marks=pytest.mark.slow)])
 def test_a_part_of_a_picture_is_drawn_anew(
     loaded: Any, same_as_diffusers: Any, photo: Any, half_mask: Any, name: str, strength: float, cell: Any
 ) -> None:
@@ -203,8 +203,8 @@ def test_a_long_prompt_is_read_to_its_end(loaded: Any) -> None:
         ("plain", {"image": (48, 32), "strength": 0.3, "steps": 2}, BadInput, "less than one of 2 steps"),
         ("plain", {"image": (48, 32), "width": 50, "height": 32}, BadInput, "50, not a multiple of 4"),
         ("plain", {"width": 50}, BadInput, "50, not a multiple of 4"),
-        ("nine", {}, BadInput, "inpainting model"),
-        ("nine", {"image": (48, 32)}, BadInput, "inpainting model"),
+        pytest.param("nine", {}, BadInput, "inpainting model", marks=pytest.mark.slow),
+        pytest.param("nine", {"image": (48, 32)}, BadInput, "inpainting model", marks=pytest.mark.slow),
     ],
 )
 def test_what_makes_no_sense_is_refused(
