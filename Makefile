@@ -28,7 +28,7 @@ demo: $(VENV)/.ready
 # the server's tests have deadlines, and run alone; PyTorch's threads must not spin beside another process; what the
 # first part traces, the second finds in the cache
 test: $(VENV)/.ready
-	failed=0; cache=$$(mktemp -d); trap 'rm -rf "$$cache"' EXIT; trap 'exit 130' INT TERM; \
+	failed=0; cache=$$(mktemp -d); trap 'rm -rf "$$cache"' EXIT; trap 'exit 129' HUP; trap 'exit 130' INT; trap 'exit 143' TERM; \
 	export VITRIFY_TEST_CACHE="$${VITRIFY_TEST_CACHE:-$$cache}"; \
 	OMP_WAIT_POLICY=PASSIVE $(RUN) pytest -m $(QUICK) -n $(WORKERS) --dist loadfile --ignore tests/serve || failed=1; \
 	$(RUN) pytest -m $(QUICK) tests/serve || failed=1; \

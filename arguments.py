@@ -138,7 +138,7 @@ Arena = Annotated[
 ]
 Static = Annotated[
     bool,
-    typer.Option("--static", help="Compile for each call's sizes, where any would do.", rich_help_panel=_RUNTIME),
+    typer.Option("--static", help="Of OpenVINO: compile for each call's sizes.", rich_help_panel=_RUNTIME),
 ]
 RuntimeCache = Annotated[
     bool,

@@ -171,6 +171,10 @@ def generate(
     options = runtime_options(threads, prepack, arena, runtime_cache, hint, streams, precision, static, runtime_option)
     options, shared = opened_with(preset, options, offload.value)
     placed = parse_place(place) if place is not None else None
+
+    def chosen(line: str) -> None:
+        screen.say(f"device: {line}")
+
     with screen.progress() as report:
         artifact = artifact_of(
             model, revision, variant, token, offline, report, config, prediction_type, control=bool(controls)
@@ -179,8 +183,7 @@ def generate(
         opened = load(
             artifact, device, options=options, runtime=runtime, memory=bound, place=placed, offload=shared,
             prompt_cache=prompt_cache, free_text_encoders=free_text_encoders,
-            beside=not memory_report, watch=Watch() if memory_report else None,
-            say=lambda s: screen.say(f"device: {s}"),
+            beside=not memory_report, watch=Watch() if memory_report else None, say=chosen,
         )  # fmt: skip
         pipeline = cast("DiffusionPipeline", opened)
         units: list[ControlUnit] = []
@@ -191,7 +194,7 @@ def generate(
                 pipeline.adapters.add_embedding(file)
             for one in controls:
                 made = net_artifact(one.net, lambda name: artifact_of(name, None, None, token, offline, report))
-                net = cast("ControlNet", load(made, device, options=options, runtime=runtime))
+                net = cast("ControlNet", load(made, device, options=options, runtime=runtime, say=chosen))
                 try:
                     units.append(ControlUnit(one.picture, net, one.strength, one.start, one.end))
                 except BaseException:

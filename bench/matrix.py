@@ -14,6 +14,8 @@ from ..core.errors import BadInput, UsageError, VitrifyError
 from ..core.registry import RUNTIMES, load_runtime, runtime_names
 from ..quant.recipes import Recipe, recipe
 from ..quant.support import TARGETS, check
+from ..runtimes.base import Options
+from ..runtimes.options import SPECIAL, check_options
 from .saved import combined, refuse_saved
 from .spec import CLASSIFY, DRAWING, Spec
 
@@ -190,13 +192,16 @@ def refuse(spec: Spec, artifact: Artifact, calibration: Path | None) -> None:
     """Raise the error that says why a cell cannot be, before anything is made for it.
 
     Raises:
-        UsageError: the recipe does not run there, changes nothing, or wants pictures; the runtime opens no such format.
+        UsageError: the recipe does not run there, changes nothing, or wants pictures; the runtime opens no such format,
+            or has no such option.
         BadInput: the artifact has no graph or decoder for what is left out.
         MissingDependency: the runtime's library is not installed.
     """
     row = RUNTIMES.get(spec.runtime)
     if row is None or importlib.util.find_spec(row.library) is None:
         load_runtime(spec.runtime)  # says what is missing
+    if set(spec.options) & set(SPECIAL):
+        check_options([load_runtime(spec.runtime)], Options(**spec.options))
     if spec.draws:
         refuse_saved(spec.saved, artifact)
     if as_it_is(spec, artifact):

@@ -169,7 +169,8 @@ def load(
         prompt_bytes: of encoded prompts that are kept in memory, so that one that comes again is not encoded; 0: none.
         prompt_cache: keep them in the cache folder too; text encoders are then opened for new prompts alone.
         free_text_encoders: close the text encoders once a request's prompts are encoded, until there is a new prompt.
-        say: is told, in a line each, which device was chosen, what stays on it, and why.
+        say: is told, in a line each, which device was chosen, what stays on it, and why, and what is left out of the
+            options that are optional; some of it from threads that open components.
 
     Returns:
         A pipeline with `generate` or `classify`.

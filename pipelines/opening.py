@@ -26,7 +26,7 @@ class _Opening:
 
     components: each with its runtime's name. at_once: names of those that every call uses; they are opened now, but
     for those of `late`. fixed: devices that the user gave to single components. once: those that are opened in two
-    parts. said: of the lines, those that say what a session left out.
+    parts. said: components with an option that they do without, once that was told.
     """
 
     components: Sequence[tuple[Component, str]]
@@ -39,7 +39,7 @@ class _Opening:
     say: Callable[[str], None]
     late: Collection[str] = ()
     once: Mapping[str, PromptParts] = field(default_factory=dict)
-    said: set[str] = field(default_factory=set)
+    said: set[tuple[str, str]] = field(default_factory=set)
 
     def on(self, device: Device, *, last: bool = True) -> Components:
         """Those that were not placed on `device`; those of `at_once` are open, or none is.
@@ -94,12 +94,10 @@ class _Opening:
 
     def _told(self, component: Component, session: Session) -> Session:
         """A session, once what it leaves out of the wishes is told; those that are opened again tell nothing new."""
-        details = getattr(session, "details", {})
-        for name in (one for one in self.options.optional if one in details):
-            line = f"{component.name} without {name}: {details[name]}"
-            if line not in self.said:
-                self.said.add(line)
-                self.say(line)
+        for name, why in getattr(session, "left_out", {}).items():
+            if (component.name, name) not in self.said:
+                self.said.add((component.name, name))
+                self.say(f"{component.name} without {name}: {why}")
         return session
 
 

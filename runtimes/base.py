@@ -84,7 +84,10 @@ class Probe:
 
 
 class Session(Protocol):
-    """An opened component. Arrays are numpy; the outputs belong to the caller."""
+    """An opened component. Arrays are numpy; the outputs belong to the caller.
+
+    It may also have `left_out`: option -> why, of `Options.optional`, what this session does without.
+    """
 
     @property
     def inputs(self) -> Mapping[str, TensorSpec]: ...

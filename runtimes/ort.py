@@ -15,7 +15,7 @@ import onnxruntime as ort
 
 from ..core.artifact import Component
 from ..core.device import Device
-from ..core.errors import BadArtifact, DeviceError, UsageError
+from ..core.errors import BadArtifact
 from ..core.tensors import Array, DType, TensorSpec
 from .base import Options, Placement, Probe
 from .initializers import BFLOAT16, FLOAT, check_listed, external_bytes, external_initializers, stored_like
@@ -29,7 +29,7 @@ from .ort_errors import translated
 from .ort_probe import attach, probe_providers
 from .ort_providers import CPU, Asked
 from .ort_session import OrtSession, Ways
-from .resident import OPENING, Resident
+from .resident import OPENING, HeldWhole, Resident
 
 _NO_PREPACKING = ("session.disable_prepacking", "1")
 
@@ -68,26 +68,38 @@ class OrtRuntime:
         """Open `component` on `device`.
 
         Raises:
-            UsageError: a precision that the graph does not have, a provider that does not run this device, one that
-                records no CUDA graphs, or weights held in part on another device than the CPU.
+            UsageError: a precision that the graph does not have, a provider that does not run this device, or one that
+                records no CUDA graphs.
             DeviceError: the device or the provider is not here, or the session would run elsewhere, or in
-                TF32 without leave; or the system cannot hold weights in part.
+                TF32 without leave; or weights cannot be held in part.
             BadArtifact: the graph or its weights do not load.
             BadInput: an override has no weight of its name and shape.
             MissingDependency: a branch needs onnx, which is not installed.
         """
+        try:
+            return self._open(component, device, options, overrides or {})
+        except HeldWhole as exc:
+            if "resident_weights" not in options.optional:
+                raise
+            why = exc.what
+        # only now, as what was opened for nothing goes with the error
+        session = self._open(component, device, replace(options, resident_weights=None), overrides or {})
+        session.left_out = {"resident_weights": why}
+        return session
+
+    def _open(
+        self, component: Component, device: Device, options: Options, overrides: Mapping[str, Override]
+    ) -> OrtSession:
         row = provider_of(device, options)
-        wished, why = "resident_weights" in options.optional, ""
-        if options.resident_weights is not None and row is not CPU:
-            why = f"ONNX Runtime holds weights in part on the CPU alone, not on {device}."
-            if not wished:
-                raise UsageError(why, "Leave resident_weights out.")
-            options = replace(options, resident_weights=None)
-        computed = precision_of(component, row, options)
         in_part = _in_part(component, options)
+        if in_part and row is not CPU:
+            raise HeldWhole(
+                f"ONNX Runtime holds weights in part on the CPU alone, not on {device}.", "Leave resident_weights out."
+            )
+        computed = precision_of(component, row, options)
         settings = _settings(component, options)
         check_listed(component)
-        branched, held = _override(settings, component, overrides or {})
+        branched, held = _override(settings, component, overrides)
         with translated(component, device, None if row is CPU else row):
             graph, folder = component.graph_path, None
             files = [component.root / weights.path for weights in component.weights]
@@ -114,14 +126,14 @@ class OrtRuntime:
                     session = ort.InferenceSession(
                         branched or str(graph), settings, providers=providers, enable_fallback=0
                     )
-                    why = why or _found(resident, in_part - _replaced(component, overrides or {}), wished)
+                    if resident is not None:
+                        resident.found(in_part - _replaced(component, overrides))
         del held
         ran = check_placement(component, device, row, session)
         _check_names(component, session)
         placement = Placement(self.name, ran, str(device), computed)
         memory = HOST if row.memory == "cpu" else Memory(row.memory, device.index or 0)
-        ways = Ways(memory, options.cuda_graphs, row.alone, None if why else resident)
-        return OrtSession(component, session, placement, ways, {"resident_weights": why} if why else {})
+        return OrtSession(component, session, placement, Ways(memory, options.cuda_graphs, row.alone, resident))
 
     def describe(self, graph: Path) -> tuple[dict[str, TensorSpec], dict[str, TensorSpec]]:
         """Inputs and outputs of a graph that no manifest describes.
@@ -154,22 +166,6 @@ def _replaced(component: Component, overrides: Mapping[str, Override]) -> int:
     """Bytes of the weights that are given in place of those in the files."""
     whole = {name for name, value in overrides.items() if not isinstance(value, LowRank)} if overrides else set()
     return external_bytes(component.graph_path, whole) if whole else 0
-
-
-def _found(resident: Resident | None, weights: int, wished: bool) -> str:
-    """Tell it that its session is open. Returns why it can do nothing, where that was only wished for.
-
-    Raises:
-        DeviceError: it can do nothing.
-    """
-    try:
-        if resident is not None:
-            resident.found(weights)
-    except DeviceError as exc:
-        if not wished:
-            raise
-        return exc.what
-    return ""
 
 
 def _settings(component: Component, options: Options) -> ort.SessionOptions:

@@ -37,8 +37,7 @@ class Ways:
 class OrtSession:
     """One component, opened. Not safe to close while a run is under way.
 
-    Device tensors are those of any session of this runtime on the same device. details: what was wished for and is not
-    done, option -> why.
+    Device tensors are those of any session of this runtime on the same device.
     """
 
     def __init__(
@@ -47,12 +46,11 @@ class OrtSession:
         session: ort.InferenceSession,
         placement: Placement,
         ways: Ways | None = None,
-        details: Mapping[str, Any] | None = None,
     ) -> None:
         self.inputs: Mapping[str, TensorSpec] = component.inputs
         self.outputs: Mapping[str, TensorSpec] = component.outputs
         self.placement = placement
-        self.details = dict(details or {})
+        self.left_out: Mapping[str, str] = {}
         ways = ways or Ways()
         self._memory = ways.memory
         device = Device.parse(placement.device)

@@ -49,6 +49,10 @@ class _Turns:
 OPENING = _Turns()
 
 
+class HeldWhole(DeviceError):
+    """Weights cannot be held in part: the library copied them, or the system does not tell."""
+
+
 class Resident:
     """Bounds how much of some mapped files a session holds.
 
@@ -74,7 +78,7 @@ class Resident:
             weights: bytes of the files that it computes with.
 
         Raises:
-            DeviceError: most of the files is not mapped, something was written to the mappings, or the system does
+            HeldWhole: most of the files is not mapped, something was written to the mappings, or the system does
                 not tell.
         """
         self._ranges = _without(_mapped(self._files, clean=True), self._before)
@@ -159,6 +163,6 @@ def _madvise(start: int, length: int) -> None:
     ctypes.CDLL(None).madvise(ctypes.c_void_p(start), ctypes.c_size_t(length), ctypes.c_int(_DONTNEED))
 
 
-def _unable(why: str) -> DeviceError:
+def _unable(why: str) -> HeldWhole:
     where = "" if sys.platform == "linux" else f" (this is {sys.platform})"
-    return DeviceError(f"Weights cannot be held in part: {why}{where}.", "Leave resident_weights out.")
+    return HeldWhole(f"Weights cannot be held in part: {why}{where}.", "Leave resident_weights out.")

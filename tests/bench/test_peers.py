@@ -52,6 +52,11 @@ def test_the_rows_that_compute_less_are_what_generate_takes(tmp_path: Path) -> N
     assert {row.format for row in ours} <= set(table.FORMATS.values())
 
 
+def test_each_row_of_less_stands_in_one_table(tmp_path: Path) -> None:
+    rows = [row.name for row in (*bench_less.IN_FLOAT32, *bench_less.IN_8_BITS)]
+    assert sorted(rows) == sorted(case.name for case in bench_less.LESS.cases(tmp_path))
+
+
 @pytest.mark.parametrize("environment", table.ENVIRONMENTS.values(), ids=list(table.ENVIRONMENTS))
 def test_every_pin_is_exact(environment: table.Environment) -> None:
     lines = environment.requirements.read_text().splitlines()

@@ -144,9 +144,11 @@ def test_keeping_the_noisiest_parts_lowers_the_noise(emotions_artifact: Path) ->
 
 
 def test_the_winner_is_run_as_it_was_measured() -> None:
-    cell = Cell(Spec("m", "m", "classify", "onnx", "fp32", threads=2, options={"prepack": False, "static": True}), ())
+    cell = Cell(
+        Spec("m", "m", "classify", "openvino", "fp32", threads=2, options={"hint": "throughput", "static": True}), ()
+    )
     said = use(Path("best"), cell)
-    assert said == "vitrify classify best IMAGE --runtime onnx --device cpu --threads 2 --no-prepack --static"
+    assert said == "vitrify classify best IMAGE --runtime openvino --device cpu --threads 2 --hint throughput --static"
     said = use(Path("my models/best"), Cell(SPEC, ()))
     assert said == (
         "vitrify generate 'my models/best' PROMPT --width 64 --height 64 --steps 4 --guidance 7.5 --batch 1"

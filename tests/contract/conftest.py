@@ -23,7 +23,7 @@ DOC = Path(__file__).resolve().parents[2] / "docs/adding-a-runtime.md"
 class Row:
     """A runtime by its name in the registry, the format of the components that it opens, and how it opens them.
 
-    quant: a recipe; its weights are stored in few bits, which the library of that name computes with.
+    quant: a recipe by which its weights are stored in few bits, and the library that computes with them.
     """
 
     runtime: str
@@ -256,9 +256,11 @@ def unet_session(unet_case: Case) -> Any:
 
 
 @pytest.fixture(scope="module")
-def make_case(row: Row, vit: Any, wide: dict[str, Any], checkpoint: Callable[..., Any]) -> Callable[..., Case]:
+def make_case(
+    row: Row, vit: Any, checkpoint: Callable[..., Any], request: pytest.FixtureRequest
+) -> Callable[..., Case]:
     """A classifier with a checkpoint of its own."""
     if row.quant:
-        quant = row.quant[0]
+        wide, quant = request.getfixturevalue("wide"), row.quant[0]
         return lambda **how: Case(row, in_few_bits(checkpoint(wide["vit"], **how), quant))
     return lambda **how: Case(row, checkpoint(vit, **how))

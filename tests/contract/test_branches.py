@@ -5,7 +5,7 @@ from __future__ import annotations
 import gc
 import shutil
 from collections.abc import Callable, Iterable
-from dataclasses import dataclass, field, replace
+from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any
 
@@ -44,7 +44,7 @@ class Target:
     format: str
     quant: str
     libraries: tuple[str, ...] = ()
-    slow: bool = field(default=False, compare=False)
+    slow: bool = False
 
     def __str__(self) -> str:
         return f"{self.runtime} {self.format} {self.quant}"

@@ -133,10 +133,20 @@ def test_a_system_that_does_not_tell_is_an_error(monkeypatch: pytest.MonkeyPatch
         Resident([], 0)
 
 
+def test_a_system_that_does_not_tell_is_no_error_for_a_wish(
+    denoiser: Component, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(resident, "_PROC", Path("/nowhere"))
+    session: Any = opened(denoiser, resident_weights=LIMIT, optional=("resident_weights",))
+    assert "the system does not tell" in session.left_out["resident_weights"]
+    tensors = inputs(denoiser)
+    assert (session.run(tensors)["out_sample"] == opened(denoiser).run(tensors)["out_sample"]).all()
+
+
 def test_what_was_only_wished_for_is_left_out_and_told(diffusion_artifact: Path) -> None:
     component = Artifact.load(diffusion_artifact).components["unet"]
     session: Any = opened(component, resident_weights=LIMIT, optional=("resident_weights",))
-    assert re.match(r"Weights cannot be held in part: the library copied", session.details["resident_weights"])
+    assert re.match(r"Weights cannot be held in part: the library copied", session.left_out["resident_weights"])
     tensors = sample_inputs(component, {"batch": 1, "height": 16, "width": 16, "tokens": 77}, seed=1)
     assert np.isfinite(session.run(tensors)["out_sample"]).all()
 

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import sys
 from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
@@ -11,6 +12,7 @@ import pytest
 
 import vitrify
 from vitrify.core.errors import BadInput, UsageError
+from vitrify.core.registry import load_runtime
 from vitrify.core.tensors import Array
 from vitrify.pipelines.guiding import Guide, Guiding, parse_interval
 from vitrify.pipelines.presets import PRESETS, opened_with
@@ -209,15 +211,24 @@ def test_exact_on_a_runtime_that_takes_any_size_alone_says_so(diffusion_artifact
     assert told == ["onnx has no static: all of the preset but that"]
 
 
-def test_what_a_session_cannot_do_of_a_preset_is_told_once(diffusion_artifact: Path) -> None:
+def test_what_a_session_cannot_do_of_a_preset_is_told_once(
+    diffusion_artifact: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
     """The built-in model's weights are stored in float16, and computed in a copy."""
+    if sys.platform != "linux":
+        pytest.skip("needs Linux, which says what a process maps")
     told: list[str] = []
+    opened = list[str]()
+    runtime = load_runtime("onnx")
+    before = runtime.open
+    monkeypatch.setattr(runtime, "open", lambda one, *rest: (opened.append(one.name), before(one, *rest))[1])
     options = Options(threads=1, resident_weights=10_000, optional=("resident_weights",))
     pipeline: Any = vitrify.load(diffusion_artifact, "cpu", options=options, offload="components", say=told.append)
     for _ in range(2):
         pipeline.generate(PROMPT, steps=1, seed=1)
     pipeline.close()
     about = [line for line in told if line.startswith("unet without resident_weights: ")]
+    assert opened.count("unet") == 2
     assert len(about) == 1
     assert "the library copied" in about[0]
 
@@ -226,14 +237,16 @@ def test_what_a_session_cannot_do_of_a_preset_is_told_once(diffusion_artifact: P
 def test_presets_on_openvino(cached_artifact: Path, preset: str) -> None:
     """Exact draws the same; of fast's eight steps four are whole, and the picture is nearly the same."""
     pytest.importorskip("openvino", reason="needs vitrify[openvino]")
-    pictures, calls = [], list[int]()
+    pictures, calls, static = [], list[int](), list[bool]()
     for wanted in (None, preset):
         options, offload = opened_with(wanted, Options(threads=1), "auto")
         pipeline: Any = vitrify.load(cached_artifact, "cpu", options=options, offload=offload, runtime="openvino")
-        whole = pipeline.sessions["unet"] = Recorded(pipeline.sessions["unet"])
+        static.append("compiled" in (session := pipeline.sessions["unet"]).details and session._static)
+        whole = pipeline.sessions["unet"] = Recorded(session)
         made = pipeline.generate(PROMPT, steps=STEPS, guidance=GUIDANCE, seed=3, scheduler="ddim", preset=wanted)
         pipeline.close()
         pictures.append(np.asarray(made.images[0]))
         calls.append(len(whole.calls))
+    assert static == [False, preset == "exact"]
     assert calls == [STEPS, STEPS if preset == "exact" else STEPS // 2]
     assert psnr(*pictures) > (45 if preset == "exact" else 28)
