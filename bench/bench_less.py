@@ -9,7 +9,7 @@ from collections.abc import Sequence
 from dataclasses import replace
 
 from .bench_peers import COLUMNS, Picture, cases_of, prepare_for
-from .peers.table import EAGER, FLOAT32, FORMATS, QUANTIZED, Peer
+from .peers.table import EAGER, FLOAT32, FORMATS, QUANTIZED, Format, Peer
 from .suite import Bench, Comparison
 
 PICTURE = Picture("less", 20)
@@ -23,15 +23,16 @@ def beside(peers: Sequence[Peer]) -> list[Peer]:
 
 
 ON = {"onnx": "ONNX Runtime", "openvino": "OpenVINO"}
-EXACT = {
-    one: Peer(f"vitrify, exact, on {name}", "ours", f"{one} preset=exact", None, WHOLE) for one, name in ON.items()
-}
-# what it does is caching steps, of which every second is whole
-FAST = {one: Peer(f"vitrify, fast, on {name}", "ours", f"{one} preset=fast", None, WHOLE) for one, name in ON.items()}
-THIRD = {
-    one: Peer(f"vitrify, every third step whole, on {name}", "ours", f"{one} step_cache=3", None, WHOLE)
-    for one, name in ON.items()
-}
+
+
+def on_each(what: str, words: str, made: Format = WHOLE) -> dict[str, Peer]:
+    """A row on each runtime. words: as `generate` takes them."""
+    return {one: Peer(f"vitrify, {what}, on {name}", "ours", f"{one} {words}", None, made) for one, name in ON.items()}
+
+
+EXACT = on_each("exact", "preset=exact")
+FAST = on_each("fast", "preset=fast")  # caches steps, of which every second is whole, and does nothing else
+THIRD = on_each("every third step whole", "step_cache=3")
 IN_FLOAT32 = [
     *beside(FLOAT32),
     *EXACT.values(),
@@ -41,8 +42,7 @@ IN_FLOAT32 = [
 ]
 IN_8_BITS = [
     *beside(QUANTIZED),
-    Peer("vitrify, int8-static, fast, on OpenVINO", "ours", "openvino preset=fast", None, INT8),
-    Peer("vitrify, int8-static, fast, on ONNX Runtime", "ours", "onnx preset=fast", None, INT8),
+    *on_each("int8-static, fast", "preset=fast", INT8).values(),
     Peer("vitrify, int8-static, small", "ours", "onnx preset=small", None, INT8),
 ]
 LESS = Bench(

@@ -259,7 +259,9 @@ def evaluate(
         exam: Exam = Drawing(emoji, sources[READER], asked, report) if model == PAINTER else Reading(emoji, work, asked)
         report(Event(model, note=f"{model}: {FLOAT.id}"))
         reference = exam.answer(sources[model], FLOAT)
-        found[model] = [{"cell": FLOAT.id, "mb": _megabytes(sources[model]), **exam.figures(reference, reference)}]
+        found[model] = [
+            {"cell": FLOAT.id, "mb": sources[model].weight_bytes / 1e6, **exam.figures(reference, reference)}
+        ]
         for cell in (c for c in cells if c.asks(model)):
             report(Event(model, note=f"{model}: {cell.id}"))
             try:
@@ -267,7 +269,7 @@ def evaluate(
                 if cell.preset is not None:
                     source = _exported(work / "artifacts" / f"{model}-step-cache", model, report, step_cache=1)
                 made = _compiled(source, work / "cells" / model / cell.id.replace(":", "-"), cell, exam, report)
-                row = {"mb": _megabytes(made), **exam.figures(exam.answer(made, cell), reference)}
+                row = {"mb": made.weight_bytes / 1e6, **exam.figures(exam.answer(made, cell), reference)}
                 failed = exam.failures(cell, row, found[model][0])
             except VitrifyError as exc:
                 row, failed = {}, [exc.what]
@@ -328,11 +330,6 @@ def _best(scores: Sequence[Mapping[str, float]]) -> list[str]:
 
 def _share(given: Sequence[str], meant: Sequence[str]) -> float:
     return sum(a == b for a, b in zip(given, meant, strict=True)) / len(meant)
-
-
-def _megabytes(artifact: Artifact) -> float:
-    """All weights, each file once: a shallow graph has those of the whole one."""
-    return artifact.weight_bytes / 1e6
 
 
 def main(arguments: Sequence[str] | None = None) -> int:

@@ -64,12 +64,14 @@ class _Opening:
         def opener(component: Component, name: str) -> Callable[[Overrides], Session]:
             runtime, where = runtimes[name], devices[component.name]
             own = options_for(runtime, done.options)
+
+            def open_one(one: Component, changed: Overrides) -> Session:
+                return self._told(one, runtime.open(one, where, own, changed))
+
             parts = self.once.get(component.name)
             if parts is not None:
-                return lambda changed: parts.open(
-                    lambda one, some: self._told(one, runtime.open(one, where, own, some)), changed
-                )
-            return lambda changed: self._told(component, runtime.open(component, where, own, changed))
+                return lambda changed: parts.open(open_one, changed)
+            return lambda changed: open_one(component, changed)
 
         parts = {component.name: component for component, _ in self.components}
         openers = {component.name: opener(component, name) for component, name in self.components}

@@ -41,11 +41,7 @@ class OrtSession:
     """
 
     def __init__(
-        self,
-        component: Component,
-        session: ort.InferenceSession,
-        placement: Placement,
-        ways: Ways | None = None,
+        self, component: Component, session: ort.InferenceSession, placement: Placement, ways: Ways | None = None
     ) -> None:
         self.inputs: Mapping[str, TensorSpec] = component.inputs
         self.outputs: Mapping[str, TensorSpec] = component.outputs

@@ -18,7 +18,6 @@ from ..pipelines.settings import PREVIEW
 from ..pipelines.step_cache import SHALLOW
 from .errors import Unsupported
 from .loras import lora_files
-from .models import weights_of
 from .requests import ClassifyRequest, GenerateRequest, InferRequest
 
 _FROM_PICTURES = ("img2img", "inpaint")
@@ -162,7 +161,7 @@ def info_of(artifact: Artifact) -> ModelInfo:
         "id": artifact.id,
         "architecture": str(artifact.model.get("architecture") or settings.get("family")),
         "precision": "+".join(recipes) or "fp32",
-        "bytes": weights_of(artifact),
+        "bytes": artifact.weight_bytes,
     }
     if settings["family"] not in FAMILIES:
         return _other_info(artifact, common)

@@ -10,7 +10,6 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
-from ..core.artifact import Artifact
 from ..core.errors import BadInput, UsageError, VitrifyError
 from ..pipelines.diffusion import DiffusionPipeline
 from ..pipelines.embeddings import read_embedding
@@ -101,7 +100,7 @@ class Models:
             return True
         held = sum(one.bytes for one in self._held.values())
         try:
-            return held + weights_of(open_artifact(self._paths[name])) <= self._budget
+            return held + open_artifact(self._paths[name]).weight_bytes <= self._budget
         except VitrifyError:
             return True  # its own load says what is wrong
 
@@ -122,7 +121,7 @@ class Models:
         if name not in self._paths:
             raise UnknownModel(f"No model {name!r} is served.", f"Ask for one of {', '.join(sorted(self._paths))}.")
         artifact = open_artifact(self._paths[name])
-        size = weights_of(artifact)
+        size = artifact.weight_bytes
         self._make_room(name, size, beside)
         start = time.perf_counter()
         pipeline = load(
@@ -172,8 +171,3 @@ class Models:
             if sum(held.bytes for held in self._held.values()) + size <= self._budget:
                 return
             self.close(other, f"room for {name}")
-
-
-def weights_of(artifact: Artifact) -> int:
-    """Bytes of all files of weights, each counted once."""
-    return artifact.weight_bytes

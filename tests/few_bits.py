@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+from collections.abc import Mapping
 from dataclasses import replace
 from pathlib import Path
 from typing import Any
@@ -18,13 +19,13 @@ NF4_STATE = "weight.quant_state.bitsandbytes__nf4"
 WIDER = {"vit": {"hidden_size": 64, "intermediate_size": 128}, "unet": {"block_out_channels": [48]}}
 
 
-def wider(architecture: Any, folder: Path) -> Any:
-    """The architecture with other sizes, so large that its layers are worth quantizing."""
+def wider(architecture: Any, folder: Path, changes: Mapping[str, Any] | None = None) -> Any:
+    """The architecture with other sizes, by default `WIDER`, so large that its layers are worth quantizing."""
     import onnx_ir as ir
 
     from vitrify.export.graph import graph_from_module
 
-    config = architecture.config | WIDER[architecture.name]
+    config = architecture.config | (WIDER[architecture.name] if changes is None else changes)
     ir.save(graph_from_module(architecture.spec, config), folder / "model.onnx")
     return replace(architecture, config=config, graph=folder / "model.onnx")
 

@@ -11,6 +11,7 @@ from collections.abc import Mapping, Sequence
 from pathlib import Path
 
 from ...core.errors import VitrifyError
+from ..bench_less import IN_8_BITS, IN_FLOAT32
 from ..records import Json, Sample, read
 from ..summary import Figure, figure, per_round, ratio
 from .table import BFLOAT16, EAGER, FLOAT32, IDENTICAL_DB, QUANTIZED, Peer
@@ -27,10 +28,14 @@ METRICS = {
     "prepare_s": "export s",
     "prepare_mb": "export peak MB",
 }
-TABLES: Mapping[str, Sequence[Peer]] = {"float32": FLOAT32, "8 bits": QUANTIZED, "bfloat16": BFLOAT16}
+# bench -> title -> rows
+TABLES: Mapping[str, Mapping[str, Sequence[Peer]]] = {
+    "peers": {"float32": FLOAT32, "8 bits": QUANTIZED, "bfloat16": BFLOAT16},
+    "less": {"float32": IN_FLOAT32, "8 bits": IN_8_BITS},
+}
 
 
-def table(log: Path, tables: Mapping[str, Sequence[Peer]] = TABLES) -> str:
+def table(log: Path, tables: Mapping[str, Sequence[Peer]]) -> str:
     """Of the last run in a file of the bench, its rows in these tables.
 
     Raises:
@@ -92,13 +97,10 @@ def main(arguments: Sequence[str] | None = None) -> int:
         prog="python -m vitrify.bench.peers.results", description="The last run, as markdown."
     )
     parser.add_argument("--work", type=Path, required=True, help="the folder of the benches")
-    parser.add_argument("--bench", choices=["peers", "less"], default="peers", help="whose (default: %(default)s)")
+    parser.add_argument("--bench", choices=list(TABLES), default="peers", help="whose (default: %(default)s)")
     given = parser.parse_args(arguments)
-    from ..bench_less import IN_8_BITS, IN_FLOAT32
-
-    tables = TABLES if given.bench == "peers" else {"float32": IN_FLOAT32, "8 bits": IN_8_BITS}
     try:
-        print(table(given.work / f"{given.bench}.jsonl", tables))
+        print(table(given.work / f"{given.bench}.jsonl", TABLES[given.bench]))
     except VitrifyError as exc:
         print(f"{exc.what}\n{exc.fix}", file=sys.stderr)
         return exc.exit_code

@@ -23,6 +23,8 @@ from vitrify.runtimes.base import Options
 from vitrify.runtimes.low_rank import LowRank, Override, only_whole
 from vitrify.runtimes.stored import stored_weights
 
+from ..few_bits import wider
+
 pytest.importorskip("onnx_ir", reason="needs vitrify[export]")
 ort = pytest.importorskip("onnxruntime", reason="needs vitrify[onnx]")
 
@@ -75,13 +77,7 @@ def params(targets: Iterable[Target]) -> list[Any]:
 @pytest.fixture(scope="session")
 def wide(unet: Any, checkpoint: Callable[..., Any], tmp_path_factory: pytest.TempPathFactory) -> Component:
     """A UNet whose layers are worth quantizing, in float32."""
-    import onnx_ir as ir
-
-    from vitrify.export.graph import graph_from_module
-
-    config, graph = unet.config | CONFIG, tmp_path_factory.mktemp("wide") / "model.onnx"
-    ir.save(graph_from_module(unet.spec, config), graph)
-    model = checkpoint(replace(unet, config=config, graph=graph))
+    model = checkpoint(wider(unet, tmp_path_factory.mktemp("wide"), CONFIG))
     component: Component = model.components["onnx"]
     shutil.copy(model.source / "config.json", component.graph_path.parent)
     return component

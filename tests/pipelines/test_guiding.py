@@ -241,8 +241,8 @@ def test_presets_on_openvino(cached_artifact: Path, preset: str) -> None:
     for wanted in (None, preset):
         options, offload = opened_with(wanted, Options(threads=1), "auto")
         pipeline: Any = vitrify.load(cached_artifact, "cpu", options=options, offload=offload, runtime="openvino")
-        static.append("compiled" in (session := pipeline.sessions["unet"]).details and session._static)
-        whole = pipeline.sessions["unet"] = Recorded(session)
+        static.append(pipeline.sessions["unet"]._static)
+        whole = pipeline.sessions["unet"] = Recorded(pipeline.sessions["unet"])
         made = pipeline.generate(PROMPT, steps=STEPS, guidance=GUIDANCE, seed=3, scheduler="ddim", preset=wanted)
         pipeline.close()
         pictures.append(np.asarray(made.images[0]))

@@ -133,6 +133,17 @@ def server(start_server: Callable[..., Server]) -> Server:
     return start_server()
 
 
+@pytest.fixture(scope="module")
+def pictures_of(diffusion_artifact: Path) -> Iterator[Callable[..., Any]]:
+    """pictures_of(PROMPT, **more): what the pipeline draws by itself for the same request."""
+    import vitrify
+    from vitrify.runtimes.base import Options
+
+    pipeline: Any = vitrify.load(diffusion_artifact, "cpu", options=Options(threads=1))
+    yield lambda prompt, **more: pipeline.generate(prompt, **more).images
+    pipeline.close()
+
+
 @pytest.fixture(scope="session")
 def control_artifact(diffusion_source: Path, shared: Path) -> Path:
     """The built-in model, exported with inputs for ControlNets; it draws what the plain one does."""

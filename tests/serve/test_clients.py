@@ -9,26 +9,13 @@ import shutil
 import subprocess
 import threading
 import time
-from collections.abc import Callable, Iterator
-from pathlib import Path
 from typing import Any
 
 import numpy as np
 import pytest
 from PIL import Image
 
-import vitrify
-from vitrify.runtimes.base import Options
-
 hub = pytest.importorskip("huggingface_hub", reason="needs huggingface_hub")
-
-
-@pytest.fixture(scope="module")
-def picture_of(diffusion_artifact: Path) -> Iterator[Callable[..., Any]]:
-    """picture_of(PROMPT, **more): pixels of what the pipeline draws by itself for the same request."""
-    pipeline: Any = vitrify.load(diffusion_artifact, "cpu", options=Options(threads=1))
-    yield lambda prompt, **more: np.asarray(pipeline.generate(prompt, **more).images[0])
-    pipeline.close()
 
 
 def test_curl_draws(server: Any) -> None:
@@ -66,24 +53,25 @@ def test_huggingface_hub_reads_labels(hugging_face: Any, server: Any, http: Any,
         hugging_face(server.labels).image_classification(png, top_k=0)
 
 
-def test_huggingface_hub_draws(hugging_face: Any, server: Any, picture_of: Any) -> None:
+def test_huggingface_hub_draws(hugging_face: Any, server: Any, pictures_of: Any) -> None:
     client = hugging_face(server.draws)
     given = {"num_inference_steps": 3, "guidance_scale": 3.5, "seed": 7, "width": 64, "height": 64}
     made = client.text_to_image("a fox face", negative_prompt="a cat", **given)
-    wanted = picture_of("a fox face", negative_prompt="a cat", steps=3, guidance=3.5, seed=7, width=64, height=64)
-    np.testing.assert_array_equal(np.asarray(made), wanted)
+    same = {"negative_prompt": "a cat", "steps": 3, "guidance": 3.5, "seed": 7, "width": 64, "height": 64}
+    np.testing.assert_array_equal(np.asarray(made), np.asarray(pictures_of("a fox face", **same)[0]))
     with pytest.raises(hub.errors.HfHubHTTPError, match="422"):
         client.text_to_image("a fox face", num_inference_steps=0)
 
 
-def test_openai_draws(server: Any, picture_of: Any) -> None:
+def test_openai_draws(server: Any, pictures_of: Any) -> None:
     openai = pytest.importorskip("openai", reason="needs the extra clients")
     client = openai.OpenAI(base_url=f"{server.url}/v1", api_key="none", max_retries=0)
     asked = {"model": server.draws, "prompt": "a fox face", "size": "64x64"}
     extra = {"seed": 7, "num_inference_steps": 3}
     made = client.images.generate(**asked, n=2, response_format="b64_json", extra_body=extra)
     first, second = (np.asarray(Image.open(io.BytesIO(base64.b64decode(one.b64_json)))) for one in made.data)
-    np.testing.assert_array_equal(first, picture_of("a fox face", steps=3, seed=7, width=64, height=64))
+    (wanted,) = pictures_of("a fox face", steps=3, seed=7, width=64, height=64)
+    np.testing.assert_array_equal(first, np.asarray(wanted))
     assert first.shape == second.shape
     assert (first != second).any()
     events = list(client.images.generate(**asked, stream=True, extra_body=extra))

@@ -10,18 +10,13 @@ import numpy as np
 import pytest
 from PIL import Image, ImageDraw
 
-import vitrify
-from vitrify.runtimes.base import Options
-
 from .test_huggingface import drawn, png_that_says, refused
 
 
 @pytest.fixture(scope="module")
-def here(diffusion_artifact):
+def here(pictures_of):
     """here(prompt, image, **more): what the pipeline draws by itself for the same request."""
-    pipeline = vitrify.load(diffusion_artifact, "cpu", options=Options(threads=1))
-    yield lambda prompt, image, **more: pipeline.generate(prompt, image=image, **more).images[0]
-    pipeline.close()
+    return lambda prompt, image, **more: pictures_of(prompt, image=image, **more)[0]
 
 
 @pytest.fixture(scope="module")

@@ -16,7 +16,7 @@ from vitrify.core.artifact import Artifact
 from vitrify.core.errors import BadArtifact
 from vitrify.serve.errors import UnknownModel, Unsupported
 from vitrify.serve.messages import Closed
-from vitrify.serve.models import Models, weights_of
+from vitrify.serve.models import Models
 from vitrify.serve.previews import Preview
 from vitrify.serve.worker import Worker, WorkerSettings
 
@@ -29,7 +29,7 @@ def copies(emotions_artifact: Path, tmp_path: Path) -> dict[str, Path]:
 
 
 def test_the_one_that_was_used_longest_ago_makes_room(copies: dict[str, Path]) -> None:
-    size, told = weights_of(Artifact.load(copies["a"])), []
+    size, told = Artifact.load(copies["a"]).weight_bytes, []
     models = Models(
         copies, device="cpu", budget=2 * size,
         opened=lambda name, held, seconds, placement, pinned: told.append((name, held, pinned)),
@@ -137,7 +137,7 @@ def test_a_model_and_its_controlnet_stay_open_together(
     copies: dict[str, Path], diffusion_artifact: Path, net_artifact: Path
 ) -> None:
     paths = {"a": copies["a"], "emoji": diffusion_artifact, "lines": net_artifact}
-    drawing, net, labels = (weights_of(Artifact.load(paths[name])) for name in ("emoji", "lines", "a"))
+    drawing, net, labels = (Artifact.load(paths[name]).weight_bytes for name in ("emoji", "lines", "a"))
     told: list[tuple[str, str]] = []
     models = Models(
         paths, device="cpu", budget=drawing + max(net, labels), closed=lambda name, why: told.append((name, why))
@@ -195,7 +195,7 @@ def test_a_preview_does_not_outlive_its_pipeline(diffusion_artifact: Path, emoti
             self.said.append(message)
 
     paths = {"draws": diffusion_artifact, "labels": emotions_artifact}
-    budget = max(weights_of(Artifact.load(path)) for path in paths.values())
+    budget = max(Artifact.load(path).weight_bytes for path in paths.values())
     pipe = Pipe()
     worker = Worker(pipe, WorkerSettings(paths, device="cpu", budget=budget))
     (pipeline,) = worker._models.together(["draws"])
