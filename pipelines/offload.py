@@ -116,8 +116,8 @@ def _on_cpu(sizes: Mapping[str, int], required: Sequence[str], options: Options,
     budget = Budget(UNBOUNDED if wish.memory is None else wish.memory, resident(), sizes, in_turn=in_turn)
     for name in required:
         budget.check(name)
-    # an arena keeps what a component that was closed held
-    return Offloading(budget, replace(options, arena=False))
+    # an arena keeps what a component that was closed held, and quicker convolutions take more memory
+    return Offloading(budget, replace(options, arena=False, winograd=False))
 
 
 def _apart(

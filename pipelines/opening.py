@@ -103,11 +103,12 @@ class _Opening:
         return session
 
 
-_NO_NUMBERS = ("arena", "streams", "optional")  # options that change when and where, and not what comes out
+# options that change when and where, and not what comes out of a text encoder, which has no convolutions
+_NO_NUMBERS = ("arena", "streams", "optional", "winograd")
 
 
 def _way(runtime: str, device: Device, options: Options) -> list[Any]:
-    """What decides a component's numbers beside its graph and its weights, as JSON data."""
+    """What decides a text encoder's numbers beside its graph and its weights, as JSON data."""
     return [runtime, str(device), {n: v for n, v in asdict(options).items() if n not in _NO_NUMBERS}]
 
 

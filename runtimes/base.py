@@ -44,6 +44,7 @@ class Options:
     Those that follow are for the runtimes that name them under `takes`, and are refused elsewhere.
 
     static: of OpenVINO: compile for the sizes of each call, where it can also take any size.
+    winograd: of OpenVINO on the CPU: large 3x3 convolutions in float32 by fewer products, which takes more memory.
     provider: of ONNX Runtime: which execution provider runs the device, such as "tensorrt"; None: the device's first.
     compile: of PyTorch: "regional" compiles the blocks that a model repeats, "whole" the model; None: eager.
     attention: of PyTorch: the attention kernel, such as "flash"; None: the library's choice.
@@ -62,6 +63,7 @@ class Options:
     streams: int = 0
     precision: str | None = None
     static: bool = False
+    winograd: bool = True
     provider: str | None = None
     compile: str | None = None
     attention: str | None = None

@@ -9,7 +9,7 @@ from typing import Any
 from ..core.errors import UsageError
 from .base import Options
 
-SPECIAL = ("static", "provider", "compile", "attention", "channels_last", "cuda_graphs", "resident_weights")
+SPECIAL = ("static", "winograd", "provider", "compile", "attention", "channels_last", "cuda_graphs", "resident_weights")
 _TRUE, _FALSE = ("yes", "true", "on", "1"), ("no", "false", "off", "0")
 
 

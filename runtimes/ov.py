@@ -24,7 +24,7 @@ from .base import Options, Placement, Probe
 from .initializers import external_bytes
 from .ir_constants import constant_bytes
 from .low_rank import Override
-from .ov_cache import COMPILED, Compiler, Sizes
+from .ov_cache import COMPILED, Compiler, Fewer, Sizes
 from .ov_model import VERSION, describe, load, ports, precision_of, translated
 
 _LISTS = ("auto", "hetero")
@@ -57,7 +57,8 @@ class _Variant:
 class OvSession:
     """One component, opened. `run` may be called by several threads at once.
 
-    details: cache ("hit", "miss" or "off": how the last compiled model came) and compiled (how many this session made).
+    details: cache ("hit", "miss" or "off": how the last compiled model came), compiled (how many this session made) and
+    winograd (how many convolutions of the last one that it made compute fewer products; 0 for one from the cache).
     """
 
     def __init__(
@@ -77,7 +78,8 @@ class OvSession:
 
     @property
     def details(self) -> dict[str, Any]:
-        return {"cache": self._compiler.cached, "compiled": self._compiler.compiled}
+        made = self._compiler
+        return {"cache": made.cached, "compiled": made.compiled, "winograd": made.winograd}
 
     def run(self, tensors: Mapping[str, Array]) -> dict[str, Array]:
         check_tensors(self.inputs, tensors)
@@ -138,7 +140,7 @@ class OpenVinoRuntime:
 
     name = "openvino"
     formats = ("openvino", "onnx")
-    takes = ("static",)
+    takes = ("static", "winograd")
     opens_beside = True
 
     @cached_property
@@ -182,12 +184,15 @@ class OpenVinoRuntime:
         static = options.static or any(not name.startswith("CPU") for name in names)
         with translated(component, device):
             settings = self._settings(component, device, names, options, precision)
-            compiler = Compiler(self._core, component, device, target, settings, overrides or {})
+            usual = _usual(component)
+            fewer = options.winograd and target == "CPU" and precision == "float32" and _takes_pictures(component)
+            how = Fewer(usual) if fewer else None
+            compiler = Compiler(self._core, component, device, target, settings, overrides or {}, how)
             if options.cache:
                 compiler.use_cache()
         if static:
             compiler.prepare()
-        return OvSession(component, compiler, (device, precision), _usual(component) if static else None, static)
+        return OvSession(component, compiler, (device, precision), usual if static else None, static)
 
     def describe(self, graph: Path) -> tuple[dict[str, TensorSpec], dict[str, TensorSpec]]:
         """Inputs and outputs of a graph that no manifest describes.
@@ -258,6 +263,11 @@ def _usual(component: Component) -> Sizes | None:
             return None
         sizes[name] = tuple(dims)
     return sizes
+
+
+def _takes_pictures(component: Component) -> bool:
+    """Whether it may have convolutions over a picture or a latent; text encoders have none."""
+    return any(len(spec.shape) == 4 for spec in component.inputs.values())
 
 
 def _ours(available: Sequence[str]) -> list[str]:

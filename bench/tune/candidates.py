@@ -16,12 +16,12 @@ from .goal import Goal
 
 # of float32's time: above, a recipe is not tried for latency
 _SLOW = 1.1
-# what changes speed or memory and no number that is computed
+# what changes speed or memory, and of the numbers that are computed the rounding at most
 _OPTIONS: dict[str, dict[str, tuple[dict[str, Any], ...]]] = {
     "latency": {"openvino": ({"static": True},)},
     "memory": {
         "onnx": ({"prepack": False}, {"arena": False}, {"prepack": False, "arena": False}),
-        "openvino": ({"static": True},),
+        "openvino": ({"static": True}, {"winograd": False}),
     },
 }
 

@@ -10,6 +10,7 @@ from typing import Any
 
 from ...core.publish import link_or_copy, published, write_whole
 from ...pipelines.load import open_artifact
+from ...runtimes.options import SPECIAL
 from ..results import Cell, baseline_of
 from .search import BEST, OUTCOME, Search
 
@@ -96,6 +97,8 @@ _PICTURES = {"img2img": ("image",), "inpaint": ("image", "mask")}
 
 
 def _option(key: str, value: Any) -> list[str]:
+    if key in SPECIAL and key != "static":
+        return ["-O", f"{key}={value}" if not isinstance(value, bool) else f"{key}={'yes' if value else 'no'}"]
     flag = f"--{'runtime-cache' if key == 'cache' else key}"
     if isinstance(value, bool):
         return [flag if value else flag.replace("--", "--no-", 1)]

@@ -149,6 +149,8 @@ def test_the_winner_is_run_as_it_was_measured() -> None:
     )
     said = use(Path("best"), cell)
     assert said == "vitrify classify best IMAGE --runtime openvino --device cpu --threads 2 --hint throughput --static"
+    said = use(Path("best"), Cell(replace(SPEC, runtime="openvino", options={"winograd": False}), ()))
+    assert said.endswith("--runtime openvino --device cpu -O winograd=no")
     said = use(Path("my models/best"), Cell(SPEC, ()))
     assert said == (
         "vitrify generate 'my models/best' PROMPT --width 64 --height 64 --steps 4 --guidance 7.5 --batch 1"

@@ -200,7 +200,7 @@ def test_a_list_runs_and_says_what_ran(vit_model: Any, device: str, options: Opt
     session = RUNTIME.open(component, Device.parse(device), options)
     placement = session.placement
     assert (placement.provider, placement.device, placement.precision) == ("CPU", device, "float32")
-    assert session.details == {"cache": "off", "compiled": 1}
+    assert session.details == {"cache": "off", "compiled": 1, "winograd": 0}
     x = {"pixel_values": np.random.default_rng(0).standard_normal((2, 3, 8, 8)).astype(np.float32)}
     plain = RUNTIME.open(component, CPU, Options()).run(x)
     np.testing.assert_allclose(session.run(x)["logits"], plain["logits"], atol=1e-5)

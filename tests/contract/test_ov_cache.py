@@ -37,7 +37,7 @@ def run(component: Component, cached: str = "off", overrides: Any = None, **opti
     before = RUNTIME.compiled
     session = RUNTIME.open(component, CPU, Options(**options), overrides)
     scores: np.ndarray = session.run({"pixel_values": pixels()})["logits"]
-    assert session.details == {"cache": cached, "compiled": int(cached != "hit")}
+    assert session.details == {"cache": cached, "compiled": int(cached != "hit"), "winograd": 0}
     assert RUNTIME.compiled - before == int(cached != "hit")
     return scores
 
@@ -111,7 +111,7 @@ def test_each_size_has_an_entry(vit_model: Any, tmp_path: Path, kept: Path) -> N
             np.testing.assert_allclose(
                 got["logits"], vit_model.reference({"pixel_values": pixels(batch)})["logits"], atol=1e-5
             )
-        assert session.details == {"cache": cached, "compiled": compiled}
+        assert session.details == {"cache": cached, "compiled": compiled, "winograd": 0}
     assert len(entries(kept)) == 2
 
 

@@ -85,6 +85,13 @@ def test_a_user_decides(gpu: Callable[..., Any]) -> None:
         gpu(None, Wish(memory=10))
 
 
+def test_memory_that_is_bounded_is_not_spent_on_time(components: dict[str, Component]) -> None:
+    devices = dict.fromkeys(components, CPU)
+    for wish, kept in ((Wish(), True), (Wish(Offload.COMPONENTS), False), (Wish(memory=10**12), False)):
+        options = decide(list(components.values()), ["unet"], devices, Options(), wish, False).options
+        assert (options.winograd, options.arena) == (kept, kept)
+
+
 def test_memory_that_nobody_tells_decides_nothing(gpu: Callable[..., Any]) -> None:
     done = gpu(None)
     assert (done.budget, done.reason) == (None, "")

@@ -291,6 +291,8 @@ def test_other_options_and_runtimes_have_entries_of_their_own(opened: Callable[.
     assert counts(encoded(prepack)[0]) == (0, 2)
     for expected in ((0, 2), (2, 0)):
         assert counts(encoded(opened(prompt_cache=True, runtime="openvino"))[0]) == expected
+    winograd = opened(prompt_cache=True, runtime="openvino", options=Options(winograd=False))
+    assert counts(encoded(winograd)[0]) == (2, 0), "text encoders have no convolutions"
     assert len(own_cache.entries()) == 6
 
 

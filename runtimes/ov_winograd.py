@@ -1,0 +1,227 @@
+"""3x3 convolutions of an OpenVINO model as products of tiles (`winograd`), in place.
+
+Pixels are rows here: the channels of a whole batch at one place lie together. So tiles are taken by one Gather, B^T d B
+and A^T m A are each one product with a small matrix, and the results are put in order by one Gather. All of it takes
+sizes as they come. (Slices and sums in place of the small products were tried: OpenVINO fuses those only where it knows
+the sizes, and without that they cost more than the products save.)
+"""
+
+from __future__ import annotations
+
+from collections.abc import Iterator, Mapping, Sequence
+from typing import TypeAlias
+
+import numpy as np
+import openvino as ov
+from openvino import opset13 as op
+
+from ..core.tensors import Array
+from .winograd import Tiles, parts, tiles_for
+
+FORM = 1  # raise the number when models are rewritten in another way than before, also by the numbers in `winograd`
+_PLAIN = {"strides": [1, 1], "dilations": [1, 1], "pads_begin": [1, 1], "pads_end": [1, 1], "auto_pad": "explicit"}
+_TWICE = {
+    "mode": "nearest",
+    "shape_calculation_mode": "scales",
+    "coordinate_transformation_mode": "asymmetric",
+    "nearest_mode": "floor",
+    "pads_begin": [0, 0, 0, 0],
+    "pads_end": [0, 0, 0, 0],
+}
+# bytes of weights of which OpenVINO may keep a second copy, laid out anew: it does of three axes, not of four
+_COPIED = 20_000_000
+
+_FLOATS = ("f32", "f16", "bf16")
+
+Value: TypeAlias = ov.Node | ov.Output
+
+
+def fewer_products(model: ov.Model, sizes: Mapping[str, Sequence[int]], *, smaller: bool = False) -> int:
+    """Rewrite the convolutions that are worth it; the model takes what it took before.
+
+    Args:
+        model: changed in place.
+        sizes: of each input, by name.
+        smaller: the model is for any sizes: rewrite what is worth it for pictures of half these sides, which also
+            bounds the memory that larger weights take.
+
+    Returns:
+        How many were rewritten.
+    """
+    layers = list(_convolutions(model))
+    if not layers:
+        return 0
+    there = model.clone()
+    there.reshape({name: ov.PartialShape(list(shape)) for name, shape in sizes.items()})
+    results = [layer.get_output_partial_shape(0) for layer in _convolutions(there)]  # a clone keeps the order
+    done = 0
+    for layer, result in zip(layers, results, strict=True):
+        if result.is_dynamic:
+            continue
+        small, kernel = _before_doubling(layer.input_value(0)), _kernel(layer)
+        batch, _, height, width = (d.get_length() for d in result)
+        area = height * width // (4 if smaller else 1)
+        tiles = tiles_for(kernel.shape, area, doubled=small is not None)
+        if tiles is None:
+            continue
+        times = parts(tiles, kernel.shape, (batch, height, width))
+        made = _by_tiles(layer.input_value(0) if small is None else small, kernel, tiles, times)
+        made.set_friendly_name(layer.get_friendly_name())
+        ov.utils.replace_node(layer, made)
+        done += 1
+    if done:
+        model.validate_nodes_and_infer_types()
+    return done
+
+
+def _convolutions(model: ov.Model) -> Iterator[ov.Node]:
+    """Those of one group in float32 with a kernel of 3x3, a step of one and a border of one, so that sizes stay."""
+    for node in model.get_ordered_ops():
+        if node.get_type_name() != "Convolution" or node.get_attributes() != _PLAIN:
+            continue
+        weight = _stored(node)
+        stored = weight.get_type_name() == "Constant" and weight.get_element_type().get_type_name() in _FLOATS
+        computed = node.get_output_element_type(0).get_type_name()
+        if stored and computed == "f32" and list(weight.get_output_shape(0))[2:] == [3, 3]:
+            yield node
+
+
+def _stored(layer: ov.Node) -> ov.Node:
+    """The node of a layer's weight, before it is converted to the type that is computed in."""
+    node = layer.input_value(1).get_node()
+    return node.input_value(0).get_node() if node.get_type_name() == "Convert" else node
+
+
+def _kernel(layer: ov.Node) -> Array:
+    kernel: Array = _stored(layer).get_data(dtype=np.float32)
+    return kernel
+
+
+def _before_doubling(value: ov.Output) -> ov.Output | None:
+    """What a picture was before each of its pixels became four; None where that was not done to it."""
+    node = value.get_node()
+    if node.get_type_name() != "Interpolate":
+        return None
+    said, scales = node.get_attributes(), node.input_value(1).get_node()
+    if any(said.get(k) != v for k, v in _TWICE.items()) or scales.get_type_name() != "Constant":
+        return None
+    return node.input_value(0) if scales.get_data().tolist() == [1, 1, 2, 2] else None
+
+
+def _by_tiles(given: ov.Output, kernel: Array, tiles: Tiles, times: int) -> ov.Node:
+    """What the convolution gives: [batch, out, height, width].
+
+    times: in how many parts the tiles are computed, so that what lies between takes less memory.
+    """
+    grid = _Grid(given, tiles, times)
+    outputs, inputs = kernel.shape[:2]
+    layer = _Layer(kernel, tiles, grid.row(outputs))
+    rows = grid.bordered(given, inputs)
+    places = [grid.places()] if times == 1 else op.split(grid.places(), _ints(1), times).outputs()
+    made = [layer.products(rows, part) for part in places]
+    lines = op.gather(made[0] if times == 1 else op.concat(made, 0), grid.order(), _ints(0))
+    sizes = op.concat([_list(grid.batch), _ints([outputs]), _list(grid.result_height), _list(grid.result_width)], 0)
+    return op.reshape(_turned(lines, op.multiply(_list(grid.result_height), _list(grid.result_width))), sizes, False)
+
+
+class _Grid:
+    """Where the tiles of a picture lie; sizes and counts are nodes, int64 [], as they depend on the input.
+
+    down, across: how many tiles. each: how many a part.
+    """
+
+    def __init__(self, given: ov.Output, tiles: Tiles, times: int) -> None:
+        self._tiles, self._times = tiles, times
+        shape = op.shape_of(given)
+        self.batch, self._height, self._width = (op.gather(shape, _ints(i), _ints(0)) for i in (0, 2, 3))
+        self.down, self.across = (_over(side, tiles.step) for side in (self._height, self._width))
+        self._count = op.multiply(self.down, self.across)
+        self.each = _over(self._count, times)
+        sides = (self._height, self._width)
+        self.result_height, self.result_width = (
+            op.multiply(side, _ints(tiles.results // tiles.step)) for side in sides
+        )
+        more = _ints(tiles.inputs - tiles.step)
+        # with the border, and what the last tiles reach beyond it
+        self._padded_height, self._padded_width = (
+            op.add(op.multiply(n, _ints(tiles.step)), more) for n in (self.down, self.across)
+        )
+
+    def row(self, channels: int) -> ov.Node:
+        """How many numbers a pixel has, as [1]."""
+        return op.multiply(_list(self.batch), _ints([channels]))
+
+    def bordered(self, given: ov.Output, channels: int) -> ov.Node:
+        """[batch, channels, height, width] as [pixels, batch * channels], with zeros around."""
+        row = self.row(channels)
+        sizes = op.concat([_list(self._height), _list(self._width), row], 0)
+        pixels = op.reshape(_turned(given, row), sizes, False)
+        sides = ((self._padded_height, self._height), (self._padded_width, self._width))
+        ends = [_list(op.subtract(whole, op.add(side, _ints(1)))) for whole, side in sides]
+        padded = op.pad(pixels, _ints([1, 1, 0]), op.concat([*ends, _ints([0])], 0), "constant", np.float32(0))
+        return op.reshape(padded, op.concat([_ints([-1]), row], 0), False)
+
+    def places(self) -> ov.Node:
+        """The pixels of each tile, int32 [n * n, tiles]; past the last tile the last one again, for parts are alike."""
+        numbers = op.minimum(_count_to(op.multiply(self.each, _ints(self._times))), op.subtract(self._count, _ints(1)))
+        step, n = _ints(self._tiles.step), self._tiles.inputs
+        first = op.add(
+            op.multiply(op.multiply(op.divide(numbers, self.across), step), self._padded_width),
+            op.multiply(op.floor_mod(numbers, self.across), step),
+        )
+        y, x = np.divmod(np.arange(n * n).reshape(-1, 1), n)
+        return op.convert(op.add(op.add(op.multiply(_ints(y), self._padded_width), _ints(x)), first), "i32")
+
+    def order(self) -> ov.Node:
+        """Where each pixel of the result lies in [parts, m * m, tiles of a part], int32 [height * width]."""
+        m = _ints(self._tiles.results)
+        y, x = op.unsqueeze(_count_to(self.result_height), _ints([1])), _count_to(self.result_width)
+        tile = op.add(op.multiply(op.divide(y, m), self.across), op.divide(x, m))
+        within = op.add(op.multiply(op.floor_mod(y, m), m), op.floor_mod(x, m))
+        before = op.add(op.multiply(op.divide(tile, self.each), _ints(self._tiles.results**2)), within)
+        place = op.add(op.multiply(before, self.each), op.floor_mod(tile, self.each))
+        return op.convert(op.reshape(place, _ints([-1]), False), "i32")
+
+
+class _Layer:
+    """The products of one convolution, whose constants all of its parts share."""
+
+    def __init__(self, kernel: Array, tiles: Tiles, made_row: Value) -> None:
+        self._tiles, self._made_row, self._inputs = tiles, made_row, kernel.shape[1]
+        self._into, self._back = (op.constant(np.kron(m, m).astype(np.float32)) for m in (tiles.into, tiles.back))
+        weights = tiles.transformed(kernel)
+        n = tiles.inputs
+        self._split = [n * n] if weights.nbytes <= _COPIED else [n, n]
+        self._weights = op.constant(weights.reshape(*self._split, *kernel.shape[:2]))
+
+    def products(self, rows: Value, places: Value) -> ov.Node:
+        """[m * m * tiles, batch * out] of the pixels at `places` [n * n, tiles]."""
+        n = self._tiles.inputs
+        taken = op.reshape(op.gather(rows, places, _ints(0)), _ints([n * n, -1]), False)
+        moved = op.reshape(op.matmul(self._into, taken, False, False), _ints([*self._split, -1, self._inputs]), False)
+        products = op.reshape(op.matmul(moved, self._weights, False, True), _ints([n * n, -1]), False)
+        made = op.matmul(self._back, products, False, False)
+        return op.reshape(made, op.concat([_ints([-1]), self._made_row], 0), False)
+
+
+def _turned(value: Value, lines: Value) -> ov.Node:
+    """As `lines` [1] lines, turned: [lines, n] to [1, n, lines, 1], in the order of axes that has a quick kernel."""
+    flat = op.reshape(value, op.concat([_ints([1]), lines, _ints([1, -1])], 0), False)
+    return op.transpose(flat, _ints([0, 3, 1, 2]))
+
+
+def _over(value: Value, by: int) -> ov.Node:
+    """Divided, and rounded up."""
+    return op.divide(op.add(value, _ints(by - 1)), _ints(by))
+
+
+def _count_to(end: Value) -> ov.Node:
+    return op.range(_ints(0), end, _ints(1), "i64")
+
+
+def _list(value: Value) -> ov.Node:
+    return op.unsqueeze(value, _ints([0]))
+
+
+def _ints(values: int | Sequence[int] | Array) -> ov.Node:
+    return op.constant(np.array(values, dtype=np.int64))
