@@ -24,7 +24,7 @@ from .base import Options, Placement, Probe
 from .initializers import external_bytes
 from .ir_constants import constant_bytes
 from .low_rank import Override
-from .ov_cache import COMPILED, Compiler, Fewer, Sizes
+from .ov_cache import COMPILED, Compiler, Sizes
 from .ov_model import VERSION, describe, load, ports, precision_of, translated
 
 _LISTS = ("auto", "hetero")
@@ -186,8 +186,9 @@ class OpenVinoRuntime:
             settings = self._settings(component, device, names, options, precision)
             usual = _usual(component)
             fewer = options.winograd and target == "CPU" and precision == "float32" and _takes_pictures(component)
-            how = Fewer(usual) if fewer else None
-            compiler = Compiler(self._core, component, device, target, settings, overrides or {}, how)
+            compiler = Compiler(
+                self._core, component, device, target, settings, overrides or {}, fewer=fewer, usual=usual
+            )
             if options.cache:
                 compiler.use_cache()
         if static:

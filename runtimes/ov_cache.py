@@ -8,7 +8,6 @@ from __future__ import annotations
 
 import threading
 from collections.abc import Mapping
-from dataclasses import dataclass
 from typing import Any
 
 import numpy as np
@@ -18,9 +17,9 @@ from ..core.artifact import Component, WeightFile, hash_file, identity
 from ..core.cache import Cache, key_of
 from ..core.device import Device
 from ..core.errors import BadArtifact
-from . import ov_winograd
 from .low_rank import Override, fingerprint
 from .ov_model import LIBRARY, ports, read, translated
+from .ov_winograd import FORM, fewer_products
 
 KIND = "openvino"
 _BLOB = "model.blob"
@@ -46,34 +45,13 @@ class Count:
 COMPILED = Count()
 
 
-@dataclass(frozen=True)
-class Fewer:
-    """That convolutions compute fewer products, see `ov_winograd`.
-
-    usual: sizes of the inputs, of a model that takes any; None: not known, so that only those for given sizes are
-        rewritten.
-    """
-
-    usual: Sizes | None
-
-    @property
-    def key(self) -> list[Any]:
-        """What tells models that were rewritten so from others."""
-        return [ov_winograd.FORM, self.usual]
-
-    def rewrite(self, model: ov.Model, sizes: Sizes | None) -> int:
-        """Rewrite a model for these sizes, or for any; how many convolutions it were."""
-        if sizes is not None:
-            return ov_winograd.fewer_products(model, sizes)
-        return 0 if self.usual is None else ov_winograd.fewer_products(model, self.usual, smaller=True)
-
-
 class Compiler:
     """One component on one device: compiles it, for any sizes or for given ones.
 
     cached: how the last model came: "hit", "miss" or "off". compiled: how many were not taken from the cache.
     winograd: how many convolutions of the last that was compiled here compute fewer products.
-    fewer: how to rewrite convolutions for that; None: not at all.
+    fewer: whether convolutions are rewritten for that. usual: sizes of the inputs, by which those of a model for any
+        sizes are chosen; None: not known, so that they stay.
     """
 
     def __init__(
@@ -84,11 +62,14 @@ class Compiler:
         target: str,
         settings: Mapping[str, Any],
         overrides: Mapping[str, Override],
-        fewer: Fewer | None = None,
+        *,
+        fewer: bool = False,
+        usual: Sizes | None = None,
     ) -> None:
         self.cached, self.compiled, self.winograd = "off", 0, 0
         self._core, self._component, self._device, self._target = core, component, device, target
-        self._settings, self._overrides, self._fewer = dict(settings), overrides, fewer
+        self._settings, self._overrides = dict(settings), overrides
+        self._fewer, self._usual = fewer, usual
         self._model: ov.Model | None = None
         self._cache: Cache | None = None
         self._key: list[Any] = []
@@ -130,7 +111,7 @@ class Compiler:
             graph,
             weights,
             changed,
-            self._fewer and self._fewer.key,
+            [FORM, self._usual] if self._fewer else None,
         ]
         self._cache = cache
 
@@ -169,8 +150,8 @@ class Compiler:
                 model = model.clone()
                 model.reshape({name: ov.PartialShape(list(shape)) for name, shape in sizes.items()})
         with translated(self._component, self._device):
-            if self._fewer is not None:
-                self.winograd = self._fewer.rewrite(model, sizes)
+            if self._fewer and (sizes is not None or self._usual is not None):
+                self.winograd = fewer_products(model, None if sizes is not None else self._usual)
             compiled = self._core.compile_model(model, self._target, self._settings)
             self.compiled += 1
             COMPILED.add()

@@ -36,14 +36,13 @@ _FLOATS = ("f32", "f16", "bf16")
 Value: TypeAlias = ov.Node | ov.Output
 
 
-def fewer_products(model: ov.Model, sizes: Mapping[str, Sequence[int]], *, smaller: bool = False) -> int:
+def fewer_products(model: ov.Model, usual: Mapping[str, Sequence[int]] | None) -> int:
     """Rewrite the convolutions that are worth it; the model takes what it took before.
 
     Args:
         model: changed in place.
-        sizes: of each input, by name.
-        smaller: the model is for any sizes: rewrite what is worth it for pictures of half these sides, which also
-            bounds the memory that larger weights take.
+        usual: sizes of each input, by name, of a model for any sizes: what is rewritten is worth it for pictures of
+            half these sides, which also bounds the memory that larger weights take. None: its own sizes are given.
 
     Returns:
         How many were rewritten.
@@ -51,21 +50,25 @@ def fewer_products(model: ov.Model, sizes: Mapping[str, Sequence[int]], *, small
     layers = list(_convolutions(model))
     if not layers:
         return 0
-    there = model.clone()
-    there.reshape({name: ov.PartialShape(list(shape)) for name, shape in sizes.items()})
-    results = [layer.get_output_partial_shape(0) for layer in _convolutions(there)]  # a clone keeps the order
+    there = model
+    if usual is not None:
+        there = model.clone()  # in the same order
+        there.reshape({name: ov.PartialShape(list(shape)) for name, shape in usual.items()})
+    results = [layer.get_output_partial_shape(0) for layer in _convolutions(there)]
     done = 0
     for layer, result in zip(layers, results, strict=True):
         if result.is_dynamic:
             continue
-        small, kernel = _before_doubling(layer.input_value(0)), _kernel(layer)
+        small, weight = _before_doubling(layer.input_value(0)), _stored(layer)
+        kernel = list(weight.get_output_shape(0))
         batch, _, height, width = (d.get_length() for d in result)
-        area = height * width // (4 if smaller else 1)
-        tiles = tiles_for(kernel.shape, area, doubled=small is not None)
+        area = height * width // (1 if usual is None else 4)
+        tiles = tiles_for(kernel, area, doubled=small is not None)
         if tiles is None:
             continue
-        times = parts(tiles, kernel.shape, (batch, height, width))
-        made = _by_tiles(layer.input_value(0) if small is None else small, kernel, tiles, times)
+        times = parts(tiles, kernel, (batch, height, width))
+        given = layer.input_value(0) if small is None else small
+        made = _by_tiles(given, weight.get_data(dtype=np.float32), tiles, times)
         made.set_friendly_name(layer.get_friendly_name())
         ov.utils.replace_node(layer, made)
         done += 1
@@ -90,11 +93,6 @@ def _stored(layer: ov.Node) -> ov.Node:
     """The node of a layer's weight, before it is converted to the type that is computed in."""
     node = layer.input_value(1).get_node()
     return node.input_value(0).get_node() if node.get_type_name() == "Convert" else node
-
-
-def _kernel(layer: ov.Node) -> Array:
-    kernel: Array = _stored(layer).get_data(dtype=np.float32)
-    return kernel
 
 
 def _before_doubling(value: ov.Output) -> ov.Output | None:
@@ -127,16 +125,16 @@ def _by_tiles(given: ov.Output, kernel: Array, tiles: Tiles, times: int) -> ov.N
 class _Grid:
     """Where the tiles of a picture lie; sizes and counts are nodes, int64 [], as they depend on the input.
 
-    down, across: how many tiles. each: how many a part.
+    _down, _across: how many tiles. _each: how many a part.
     """
 
     def __init__(self, given: ov.Output, tiles: Tiles, times: int) -> None:
         self._tiles, self._times = tiles, times
         shape = op.shape_of(given)
         self.batch, self._height, self._width = (op.gather(shape, _ints(i), _ints(0)) for i in (0, 2, 3))
-        self.down, self.across = (_over(side, tiles.step) for side in (self._height, self._width))
-        self._count = op.multiply(self.down, self.across)
-        self.each = _over(self._count, times)
+        self._down, self._across = (_over(side, tiles.step) for side in (self._height, self._width))
+        self._count = op.multiply(self._down, self._across)
+        self._each = _over(self._count, times)
         sides = (self._height, self._width)
         self.result_height, self.result_width = (
             op.multiply(side, _ints(tiles.results // tiles.step)) for side in sides
@@ -144,7 +142,7 @@ class _Grid:
         more = _ints(tiles.inputs - tiles.step)
         # with the border, and what the last tiles reach beyond it
         self._padded_height, self._padded_width = (
-            op.add(op.multiply(n, _ints(tiles.step)), more) for n in (self.down, self.across)
+            op.add(op.multiply(n, _ints(tiles.step)), more) for n in (self._down, self._across)
         )
 
     def row(self, channels: int) -> ov.Node:
@@ -163,11 +161,11 @@ class _Grid:
 
     def places(self) -> ov.Node:
         """The pixels of each tile, int32 [n * n, tiles]; past the last tile the last one again, for parts are alike."""
-        numbers = op.minimum(_count_to(op.multiply(self.each, _ints(self._times))), op.subtract(self._count, _ints(1)))
+        numbers = op.minimum(_count_to(op.multiply(self._each, _ints(self._times))), op.subtract(self._count, _ints(1)))
         step, n = _ints(self._tiles.step), self._tiles.inputs
         first = op.add(
-            op.multiply(op.multiply(op.divide(numbers, self.across), step), self._padded_width),
-            op.multiply(op.floor_mod(numbers, self.across), step),
+            op.multiply(op.multiply(op.divide(numbers, self._across), step), self._padded_width),
+            op.multiply(op.floor_mod(numbers, self._across), step),
         )
         y, x = np.divmod(np.arange(n * n).reshape(-1, 1), n)
         return op.convert(op.add(op.add(op.multiply(_ints(y), self._padded_width), _ints(x)), first), "i32")
@@ -176,10 +174,10 @@ class _Grid:
         """Where each pixel of the result lies in [parts, m * m, tiles of a part], int32 [height * width]."""
         m = _ints(self._tiles.results)
         y, x = op.unsqueeze(_count_to(self.result_height), _ints([1])), _count_to(self.result_width)
-        tile = op.add(op.multiply(op.divide(y, m), self.across), op.divide(x, m))
+        tile = op.add(op.multiply(op.divide(y, m), self._across), op.divide(x, m))
         within = op.add(op.multiply(op.floor_mod(y, m), m), op.floor_mod(x, m))
-        before = op.add(op.multiply(op.divide(tile, self.each), _ints(self._tiles.results**2)), within)
-        place = op.add(op.multiply(before, self.each), op.floor_mod(tile, self.each))
+        before = op.add(op.multiply(op.divide(tile, self._each), _ints(self._tiles.results**2)), within)
+        place = op.add(op.multiply(before, self._each), op.floor_mod(tile, self._each))
         return op.convert(op.reshape(place, _ints([-1]), False), "i32")
 
 

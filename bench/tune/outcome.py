@@ -98,7 +98,8 @@ _PICTURES = {"img2img": ("image",), "inpaint": ("image", "mask")}
 
 def _option(key: str, value: Any) -> list[str]:
     if key in SPECIAL and key != "static":
-        return ["-O", f"{key}={value}" if not isinstance(value, bool) else f"{key}={'yes' if value else 'no'}"]
+        said = ("no", "yes")[value] if isinstance(value, bool) else value
+        return ["-O", f"{key}={said}"]
     flag = f"--{'runtime-cache' if key == 'cache' else key}"
     if isinstance(value, bool):
         return [flag if value else flag.replace("--", "--no-", 1)]
