@@ -71,6 +71,20 @@ class Component:
     def graph_path(self) -> Path:
         return self.root / self.graph
 
+    def usual_sizes(self) -> dict[str, tuple[int, ...]] | None:
+        """The optimum of every input's sizes, by name; None where `shapes` does not say them all."""
+        found: dict[str, tuple[int, ...]] = {}
+        for name, spec in self.inputs.items():
+            dims = [d if isinstance(d, int) else self.shapes.get(d, (0, 0, 0))[1] for d in spec.shape]
+            if any(d == 0 for d in dims):
+                return None
+            found[name] = tuple(dims)
+        return found
+
+    def takes_pictures(self) -> bool:
+        """Whether it may have convolutions over a picture or a latent; text encoders have none."""
+        return any(len(spec.shape) == 4 for spec in self.inputs.values())
+
     def to_json(self) -> Json:
         return {
             "format": self.format,

@@ -1,7 +1,7 @@
 """The cache folder: content-addressed entries, written whole or not at all, dropped least recently used first.
 
 `$VITRIFY_CACHE` names the folder (default: the user's cache folder), `$VITRIFY_CACHE_MAX` its bound in bytes
-(default 4 GB). An entry is a folder `kind/key`.
+(default 8 GB). An entry is a folder `kind/key`.
 """
 
 from __future__ import annotations
@@ -21,7 +21,7 @@ from typing import Any
 from .errors import Busy, DiskError, UsageError
 from .publish import locked, published
 
-DEFAULT_LIMIT = 4_000_000_000
+DEFAULT_LIMIT = 8_000_000_000
 _MARK = ".used"  # its modification time is the entry's last use
 _ABANDONED = 86_400  # seconds after which a temporary folder belongs to no process that is still writing it
 
@@ -54,7 +54,7 @@ class Cache:
         self.root = root or (Path(named) if named else _users_folder())
         bound = os.environ.get("VITRIFY_CACHE_MAX", str(DEFAULT_LIMIT))
         if limit is None and not bound.isdigit():
-            raise UsageError(f"VITRIFY_CACHE_MAX is {bound!r}.", "Set it to a number of bytes, such as 4000000000.")
+            raise UsageError(f"VITRIFY_CACHE_MAX is {bound!r}.", "Set it to a number of bytes, such as 8000000000.")
         self.limit = int(bound) if limit is None else limit
 
     def get(self, kind: str, key: str) -> Path | None:

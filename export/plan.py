@@ -18,7 +18,7 @@ from ..core.publish import disk_errors
 from ..core.registry import load_runtime
 from ..runtimes.cuda import find_gpus
 from ..runtimes.plan_weights import PlanWeight, weights_json
-from ..runtimes.trt_engine import message_log, read_header
+from ..runtimes.trt_engine import made, message_log, read_header
 from .plan_building import Build, write_plan
 from .plan_network import check_network, described, parse, profile_of
 from .plan_options import PlanOptions, configure, target_of
@@ -66,7 +66,7 @@ def build_plan(
     computed = _computed(component, options, report)
     outside = {} if options.keeps == "inside" else outside_weights(component, options.keeps)
     log = message_log(trt)
-    builder = trt.Builder(log)
+    builder = made(trt.Builder, log)
     network = builder.create_network(1 << int(trt.NetworkDefinitionCreationFlag.STRONGLY_TYPED))
     parser = trt.OnnxParser(network, log)
     inputs = outside if options.apart else {}

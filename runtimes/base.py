@@ -44,7 +44,8 @@ class Options:
     Those that follow are for the runtimes that name them under `takes`, and are refused elsewhere.
 
     static: of OpenVINO: compile for the sizes of each call, where it can also take any size.
-    winograd: of OpenVINO on the CPU: large 3x3 convolutions in float32 by fewer products, which takes more memory.
+    winograd: of ONNX Runtime and OpenVINO on the CPU: large 3x3 convolutions in float32 by fewer products, which takes
+        more memory.
     provider: of ONNX Runtime: which execution provider runs the device, such as "tensorrt"; None: the device's first.
     compile: of PyTorch: "regional" compiles the blocks that a model repeats, "whole" the model; None: eager.
     attention: of PyTorch: the attention kernel, such as "flash"; None: the library's choice.
@@ -88,7 +89,8 @@ class Probe:
 class Session(Protocol):
     """An opened component. Arrays are numpy; the outputs belong to the caller.
 
-    It may also have `left_out`: option -> why, of `Options.optional`, what this session does without.
+    It may also have `left_out`: option -> why, of `Options.optional` and of those that are on by themselves, what this
+    session does without.
     """
 
     @property

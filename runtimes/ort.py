@@ -16,12 +16,11 @@ import onnxruntime as ort
 from ..core.artifact import Component
 from ..core.device import Device
 from ..core.errors import BadArtifact
-from ..core.tensors import Array, DType, TensorSpec
+from ..core.tensors import DType, TensorSpec
 from .base import Options, Placement, Probe
-from .initializers import BFLOAT16, FLOAT, check_listed, external_bytes, external_initializers, stored_like
+from .initializers import check_listed, external_bytes
 from .low_rank import LowRank, Override
 from .ort_binding import HOST, Memory
-from .ort_branches import with_branches
 from .ort_builds import quietly, version
 from .ort_cache import built_folder, optimized
 from .ort_choice import check_placement, no_fallback, precision_of, provider_of
@@ -29,6 +28,7 @@ from .ort_errors import translated
 from .ort_probe import attach, probe_providers
 from .ort_providers import CPU, Asked
 from .ort_session import OrtSession, Ways
+from .ort_source import can_be_fewer, edited
 from .resident import OPENING, HeldWhole, Resident
 
 _NO_PREPACKING = ("session.disable_prepacking", "1")
@@ -39,7 +39,7 @@ class OrtRuntime:
 
     name = "onnx"
     formats = ("onnx",)
-    takes = ("provider", "cuda_graphs", "resident_weights")
+    takes = ("winograd", "provider", "cuda_graphs", "resident_weights")
     opens_beside = True
 
     def probe(self) -> Probe:
@@ -84,7 +84,7 @@ class OrtRuntime:
             why = exc.what
         # only now, as what was opened for nothing goes with the error
         session = self._open(component, device, replace(options, resident_weights=None), overrides or {})
-        session.left_out = {"resident_weights": why}
+        session.left_out["resident_weights"] = why
         return session
 
     def _open(
@@ -99,19 +99,23 @@ class OrtRuntime:
         computed = precision_of(component, row, options)
         settings = _settings(component, options)
         check_listed(component)
-        branched, held = _override(settings, component, overrides)
+        # tiles are copies of weights, which without prepacking and with weights held in part stay in their files
+        few = options.winograd and options.prepack and row is CPU and computed == "float32" and not in_part
+        fewer, why = can_be_fewer(component) if few else (False, "")
         with translated(component, device, None if row is CPU else row):
-            graph, folder = component.graph_path, None
-            files = [component.root / weights.path for weights in component.weights]
             if options.cache and not overrides and row is CPU:
-                kept = optimized(component, prepack=options.prepack)
-                graph = kept.path
-                if kept.ready:
-                    settings.graph_optimization_level = ort.GraphOptimizationLevel.ORT_DISABLE_ALL
-                    files = list(graph.parent.iterdir())
+                source = optimized(component, prepack=options.prepack, fewer=fewer)
+            else:
+                source = edited(component, overrides, fewer=fewer)
+            held = source.settle(settings)
+            folder = None
+            files = [component.root / weights.path for weights in component.weights]
+            if source.ready:
+                settings.graph_optimization_level = ort.GraphOptimizationLevel.ORT_DISABLE_ALL
+                files = list(Path(str(source.model)).parent.iterdir())
             elif options.cache and not overrides and row.keeps:
                 folder = built_folder(component, row, version(row))
-            if in_part and graph == component.graph_path:
+            if in_part and not source.ready:
                 # beyond this level convolutions get weights in a layout of their own; that and prepacking make copies
                 settings.graph_optimization_level = ort.GraphOptimizationLevel.ORT_ENABLE_EXTENDED
                 settings.add_session_config_entry(*_NO_PREPACKING)
@@ -123,17 +127,20 @@ class OrtRuntime:
                 with OPENING.turn(alone=bool(in_part)):
                     resident = Resident(files, options.resident_weights or 0) if in_part else None
                     # without enable_fallback=0 the library prints a line and retries on the CPU, here and in each run
-                    session = ort.InferenceSession(
-                        branched or str(graph), settings, providers=providers, enable_fallback=0
-                    )
+                    session = ort.InferenceSession(source.model, settings, providers=providers, enable_fallback=0)
                     if resident is not None:
                         resident.found(in_part - _replaced(component, overrides))
-        del held
+        layers = source.winograd
+        del held, source
         ran = check_placement(component, device, row, session)
         _check_names(component, session)
         placement = Placement(self.name, ran, str(device), computed)
         memory = HOST if row.memory == "cpu" else Memory(row.memory, device.index or 0)
-        return OrtSession(component, session, placement, Ways(memory, options.cuda_graphs, row.alone, resident))
+        opened = OrtSession(component, session, placement, Ways(memory, options.cuda_graphs, row.alone, resident))
+        opened.details["winograd"] = layers
+        if why:
+            opened.left_out["winograd"] = why
+        return opened
 
     def describe(self, graph: Path) -> tuple[dict[str, TensorSpec], dict[str, TensorSpec]]:
         """Inputs and outputs of a graph that no manifest describes.
@@ -204,40 +211,6 @@ def _spec(graph: Path, value: Any) -> TensorSpec:
         )
     shape = [d if isinstance(d, int) or d else f"{value.name}_{i}" for i, d in enumerate(value.shape)]
     return TensorSpec(DType(name), tuple(shape))
-
-
-def _override(
-    settings: ort.SessionOptions, component: Component, overrides: Mapping[str, Override]
-) -> tuple[bytes | None, list[Any]]:
-    """Replace external initializers by name, and put branches beside the layers of those that cannot be.
-
-    Returns:
-        The graph where it was edited; and what must live until the session is open.
-    """
-    if not overrides:
-        return None, []
-    known = external_initializers(component.graph_path)
-    stored: dict[str, tuple[int, Array]] = {}
-    branches: dict[str, LowRank] = {}
-    for name, value in overrides.items():  # one at a time: each may be computed when it is asked for
-        if isinstance(value, LowRank):
-            branches[name] = value
-        else:
-            stored[name] = stored_like(component.graph_path.name, known, name, value)
-    graph = None
-    if branches:
-        graph, added = with_branches(component.graph_path, branches)
-        stored |= {name: (FLOAT, value) for name, value in added.items()}
-        folder = str(component.graph_path.parent)
-        settings.add_session_config_entry("session.model_external_initializers_file_folder_path", folder)
-    values = [
-        ort.OrtValue.ortvalue_from_numpy_with_onnx_type(array, kind)
-        if kind == BFLOAT16
-        else ort.OrtValue.ortvalue_from_numpy(array)
-        for kind, array in stored.values()
-    ]
-    settings.add_external_initializers(list(stored), values)
-    return graph, [stored, values]
 
 
 RUNTIME = OrtRuntime()

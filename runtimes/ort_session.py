@@ -37,6 +37,7 @@ class Ways:
 class OrtSession:
     """One component, opened. Not safe to close while a run is under way.
 
+    details: winograd, how many convolutions compute fewer products; 0 for a graph from the cache.
     Device tensors are those of any session of this runtime on the same device.
     """
 
@@ -46,7 +47,8 @@ class OrtSession:
         self.inputs: Mapping[str, TensorSpec] = component.inputs
         self.outputs: Mapping[str, TensorSpec] = component.outputs
         self.placement = placement
-        self.left_out: Mapping[str, str] = {}
+        self.left_out: dict[str, str] = {}
+        self.details: dict[str, Any] = {}
         ways = ways or Ways()
         self._memory = ways.memory
         device = Device.parse(placement.device)

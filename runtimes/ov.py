@@ -184,8 +184,8 @@ class OpenVinoRuntime:
         static = options.static or any(not name.startswith("CPU") for name in names)
         with translated(component, device):
             settings = self._settings(component, device, names, options, precision)
-            usual = _usual(component)
-            fewer = options.winograd and target == "CPU" and precision == "float32" and _takes_pictures(component)
+            usual = component.usual_sizes()
+            fewer = options.winograd and target == "CPU" and precision == "float32" and component.takes_pictures()
             compiler = Compiler(
                 self._core, component, device, target, settings, overrides or {}, fewer=fewer, usual=usual
             )
@@ -253,22 +253,6 @@ def _most(component: Component) -> int:
     size = external_bytes(component.graph_path) if onnx else constant_bytes(component.graph_path)
     room = memory()
     return _VARIANTS if room is None else max(1, min(_VARIANTS, room // 2 // max(size, 1)))
-
-
-def _usual(component: Component) -> Sizes | None:
-    """The sizes that the manifest says are usual, of every input; None where it does not say."""
-    sizes: dict[str, tuple[int, ...]] = {}
-    for name, spec in component.inputs.items():
-        dims = [d if isinstance(d, int) else component.shapes.get(d, (0, 0, 0))[1] for d in spec.shape]
-        if any(d == 0 for d in dims):
-            return None
-        sizes[name] = tuple(dims)
-    return sizes
-
-
-def _takes_pictures(component: Component) -> bool:
-    """Whether it may have convolutions over a picture or a latent; text encoders have none."""
-    return any(len(spec.shape) == 4 for spec in component.inputs.values())
 
 
 def _ours(available: Sequence[str]) -> list[str]:

@@ -16,9 +16,11 @@ import openvino as ov
 from openvino import opset13 as op
 
 from ..core.tensors import Array
+from . import winograd
 from .winograd import Tiles, parts, tiles_for
+from .winograd_grid import Grid
 
-FORM = 1  # raise the number when models are rewritten in another way than before, also by the numbers in `winograd`
+FORM = [winograd.FORM, 1]  # raise the second number when models are rewritten in another way than before
 _PLAIN = {"strides": [1, 1], "dilations": [1, 1], "pads_begin": [1, 1], "pads_end": [1, 1], "auto_pad": "explicit"}
 _TWICE = {
     "mode": "nearest",
@@ -111,39 +113,42 @@ def _by_tiles(given: ov.Output, kernel: Array, tiles: Tiles, times: int) -> ov.N
 
     times: in how many parts the tiles are computed, so that what lies between takes less memory.
     """
-    grid = _Grid(given, tiles, times)
+    pictures = _Pictures(given, tiles, times)
     outputs, inputs = kernel.shape[:2]
-    layer = _Layer(kernel, tiles, grid.row(outputs))
-    rows = grid.bordered(given, inputs)
-    places = [grid.places()] if times == 1 else op.split(grid.places(), _ints(1), times).outputs()
-    made = [layer.products(rows, part) for part in places]
-    lines = op.gather(made[0] if times == 1 else op.concat(made, 0), grid.order(), _ints(0))
-    sizes = op.concat([_list(grid.batch), _ints([outputs]), _list(grid.result_height), _list(grid.result_width)], 0)
-    return op.reshape(_turned(lines, op.multiply(_list(grid.result_height), _list(grid.result_width))), sizes, False)
+    layer = _Layer(kernel, tiles, pictures.row(outputs))
+    rows, places = pictures.bordered(given, inputs), op.convert(pictures.grid.places(), "i32")
+    parted = [places] if times == 1 else op.split(places, _ints(1), times).outputs()
+    made = [layer.products(rows, part) for part in parted]
+    order = op.convert(op.reshape(pictures.grid.order(), _ints([-1]), False), "i32")
+    return pictures.whole(op.gather(made[0] if times == 1 else op.concat(made, 0), order, _ints(0)), outputs)
 
 
-class _Grid:
-    """Where the tiles of a picture lie; sizes and counts are nodes, int64 [], as they depend on the input.
+class _Numbers:
+    """OpenVINO's arithmetic, for `Grid`."""
 
-    _down, _across: how many tiles. _each: how many a part.
+    add, subtract, multiply, divide = map(staticmethod, (op.add, op.subtract, op.multiply, op.divide))
+    remainder, least = staticmethod(op.floor_mod), staticmethod(op.minimum)
+
+    def constant(self, values: int | Sequence[int] | Array) -> ov.Node:
+        return _ints(values)
+
+    def count_to(self, end: Value) -> ov.Node:
+        return op.range(_ints(0), end, _ints(1), "i64")
+
+    def upright(self, row: Value) -> ov.Node:
+        return op.unsqueeze(row, _ints([1]))
+
+
+class _Pictures:
+    """What comes in and goes out of tiles: [batch, channels, height, width] as lines of pixels, and back.
+
+    batch: int64 [], as all sizes here a node, since it depends on the input.
     """
 
     def __init__(self, given: ov.Output, tiles: Tiles, times: int) -> None:
-        self._tiles, self._times = tiles, times
         shape = op.shape_of(given)
         self.batch, self._height, self._width = (op.gather(shape, _ints(i), _ints(0)) for i in (0, 2, 3))
-        self._down, self._across = (_over(side, tiles.step) for side in (self._height, self._width))
-        self._count = op.multiply(self._down, self._across)
-        self._each = _over(self._count, times)
-        sides = (self._height, self._width)
-        self.result_height, self.result_width = (
-            op.multiply(side, _ints(tiles.results // tiles.step)) for side in sides
-        )
-        more = _ints(tiles.inputs - tiles.step)
-        # with the border, and what the last tiles reach beyond it
-        self._padded_height, self._padded_width = (
-            op.add(op.multiply(n, _ints(tiles.step)), more) for n in (self._down, self._across)
-        )
+        self.grid = Grid(_Numbers(), self._height, self._width, tiles, times)
 
     def row(self, channels: int) -> ov.Node:
         """How many numbers a pixel has, as [1]."""
@@ -154,31 +159,15 @@ class _Grid:
         row = self.row(channels)
         sizes = op.concat([_list(self._height), _list(self._width), row], 0)
         pixels = op.reshape(_turned(given, row), sizes, False)
-        sides = ((self._padded_height, self._height), (self._padded_width, self._width))
-        ends = [_list(op.subtract(whole, op.add(side, _ints(1)))) for whole, side in sides]
-        padded = op.pad(pixels, _ints([1, 1, 0]), op.concat([*ends, _ints([0])], 0), "constant", np.float32(0))
+        ends = op.concat([_list(self.grid.below), _list(self.grid.beside), _ints([0])], 0)
+        padded = op.pad(pixels, _ints([1, 1, 0]), ends, "constant", np.float32(0))
         return op.reshape(padded, op.concat([_ints([-1]), row], 0), False)
 
-    def places(self) -> ov.Node:
-        """The pixels of each tile, int32 [n * n, tiles]; past the last tile the last one again, for parts are alike."""
-        numbers = op.minimum(_count_to(op.multiply(self._each, _ints(self._times))), op.subtract(self._count, _ints(1)))
-        step, n = _ints(self._tiles.step), self._tiles.inputs
-        first = op.add(
-            op.multiply(op.multiply(op.divide(numbers, self._across), step), self._padded_width),
-            op.multiply(op.floor_mod(numbers, self._across), step),
-        )
-        y, x = np.divmod(np.arange(n * n).reshape(-1, 1), n)
-        return op.convert(op.add(op.add(op.multiply(_ints(y), self._padded_width), _ints(x)), first), "i32")
-
-    def order(self) -> ov.Node:
-        """Where each pixel of the result lies in [parts, m * m, tiles of a part], int32 [height * width]."""
-        m = _ints(self._tiles.results)
-        y, x = op.unsqueeze(_count_to(self.result_height), _ints([1])), _count_to(self.result_width)
-        tile = op.add(op.multiply(op.divide(y, m), self._across), op.divide(x, m))
-        within = op.add(op.multiply(op.floor_mod(y, m), m), op.floor_mod(x, m))
-        before = op.add(op.multiply(op.divide(tile, self._each), _ints(self._tiles.results**2)), within)
-        place = op.add(op.multiply(before, self._each), op.floor_mod(tile, self._each))
-        return op.convert(op.reshape(place, _ints([-1]), False), "i32")
+    def whole(self, lines: ov.Node, channels: int) -> ov.Node:
+        """[pixels, batch * channels] as [batch, channels, height, width]."""
+        height, width = self.grid.result_height, self.grid.result_width
+        sizes = op.concat([_list(self.batch), _ints([channels]), _list(height), _list(width)], 0)
+        return op.reshape(_turned(lines, op.multiply(_list(height), _list(width))), sizes, False)
 
 
 class _Layer:
@@ -206,15 +195,6 @@ def _turned(value: Value, lines: Value) -> ov.Node:
     """As `lines` [1] lines, turned: [lines, n] to [1, n, lines, 1], in the order of axes that has a quick kernel."""
     flat = op.reshape(value, op.concat([_ints([1]), lines, _ints([1, -1])], 0), False)
     return op.transpose(flat, _ints([0, 3, 1, 2]))
-
-
-def _over(value: Value, by: int) -> ov.Node:
-    """Divided, and rounded up."""
-    return op.divide(op.add(value, _ints(by - 1)), _ints(by))
-
-
-def _count_to(end: Value) -> ov.Node:
-    return op.range(_ints(0), end, _ints(1), "i64")
 
 
 def _list(value: Value) -> ov.Node:

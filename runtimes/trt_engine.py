@@ -2,8 +2,10 @@
 
 from __future__ import annotations
 
+import gc
 import mmap
 import re
+import threading
 from collections import deque
 from collections.abc import Mapping
 from dataclasses import dataclass, field
@@ -53,6 +55,25 @@ def message_log(trt: Any) -> Any:
     return Log()
 
 
+_making = threading.Lock()
+
+
+def made(kind: Any, *given: Any) -> Any:
+    """A runtime, builder or refitter of the library, made without garbage collection.
+
+    The library holds a lock while it makes one, and logs. That calls Python, which may then collect another of its
+    objects, and that one would wait for the lock for ever.
+    """
+    with _making:
+        collects = gc.isenabled()
+        gc.disable()
+        try:
+            return kind(*given)
+        finally:
+            if collects:
+                gc.enable()
+
+
 def plain(message: str | None) -> str:
     """A message of the library on one line, without the places in its own source."""
     text = re.sub(r"\s*\bIn \w+ at \S+?:\d+\b", "", " ".join((message or "").split()))
@@ -68,7 +89,7 @@ def read_header(trt: Any, path: Path) -> dict[str, Any]:
     Raises:
         BadArtifact: the library says that they are no plan.
     """
-    runtime = trt.Runtime(message_log(trt))
+    runtime = made(trt.Runtime, message_log(trt))
     if not hasattr(runtime, "engine_header_size"):
         return {}
     with path.open("rb") as file:
@@ -101,7 +122,7 @@ def load_engine(trt: Any, title: str, component: Component, gpu: Gpu, log: Any, 
         BadArtifact: it cannot be read or is damaged.
         DeviceError: this library or this GPU does not take it.
     """
-    runtime = trt.Runtime(log)
+    runtime = made(trt.Runtime, log)
     try:
         with component.graph_path.open("rb") as file, mmap.mmap(file.fileno(), 0, access=mmap.ACCESS_READ) as plan:
             engine = runtime.deserialize_cuda_engine(plan)

@@ -13,7 +13,7 @@ from ..core.tensors import Array
 from .cuda_memory import Memory, Workspace
 from .low_rank import Override
 from .plan_weights import PlanWeight, changed_weights, plan_weights, stored_bytes
-from .trt_engine import message_log
+from .trt_engine import made, message_log
 
 # our names -> DataType's members
 MEMBERS = {
@@ -62,7 +62,7 @@ def refit(
     """
     weights = plan_weights(component)
     log = message_log(trt)
-    refitter = trt.Refitter(engine, log)
+    refitter = made(trt.Refitter, engine, log)
     known = set(refitter.get_all_weights())
     if not known <= set(weights):
         raise BadArtifact(

@@ -23,8 +23,10 @@ import numpy as np
 
 from ..core.tensors import Array
 
-# measured on single layers and on Stable Diffusion 1.5 with OpenVINO, on two cores with AVX-512
-_NARROW = 64  # channels, on either side, below which tiles cost more than the products save
+FORM = 1  # raise the number when tiles are chosen or laid out in another way than before
+# measured on single layers and on Stable Diffusion 1.5 with OpenVINO, on two cores with AVX-512; on ONNX Runtime others
+# that were tried gain no more
+NARROW = 64  # channels, on either side, below which tiles cost more than the products save
 _WORTH = 1.2e8  # operations of a layer, for one picture, below which they do too
 _FOUR, _TWO = 1024, 256  # pixels of a result from which the larger weights of F4 and F2 pay
 _PART = 128_000_000  # bytes of tiles before and after the products
@@ -107,7 +109,7 @@ def tiles_for(kernel: Sequence[int], area: int, *, doubled: bool) -> Tiles | Non
         kernel: shape of its weight, [out, in, 3, 3]. area: pixels of its result.
         doubled: it reads a picture that was just made twice as large.
     """
-    if min(kernel[:2]) < _NARROW or 18 * kernel[0] * kernel[1] * area < _WORTH:
+    if min(kernel[:2]) < NARROW or 18 * kernel[0] * kernel[1] * area < _WORTH:
         return None
     if doubled:
         return DOUBLED

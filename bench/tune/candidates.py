@@ -20,7 +20,13 @@ _SLOW = 1.1
 _OPTIONS: dict[str, dict[str, tuple[dict[str, Any], ...]]] = {
     "latency": {"openvino": ({"static": True},)},
     "memory": {
-        "onnx": ({"prepack": False}, {"arena": False}, {"prepack": False, "arena": False}),
+        "onnx": (
+            {"winograd": False},
+            {"prepack": False},
+            {"arena": False},
+            {"winograd": False, "arena": False},
+            {"prepack": False, "arena": False},
+        ),
         "openvino": ({"static": True}, {"winograd": False}),
     },
 }

@@ -222,7 +222,7 @@ def test_onnx_runtime_fuses_what_it_fused_without_branches(
     """Integer kernels stay integer kernels: the branches alone are added."""
     import onnx
 
-    from vitrify.runtimes.ort import _override
+    from vitrify.runtimes.ort_source import edited
 
     counts = []
     component = compiled(Target("onnx", "onnx", "int8-static:samples=3", ("nncf",)))
@@ -230,8 +230,9 @@ def test_onnx_runtime_fuses_what_it_fused_without_branches(
         settings = ort.SessionOptions()
         settings.log_severity_level = 4
         settings.optimized_model_filepath = str(tmp_path / "optimized.onnx")
-        graph, held = _override(settings, component, changed)
-        ort.InferenceSession(graph or str(component.graph_path), settings, providers=["CPUExecutionProvider"])
+        source = edited(component, changed, fewer=False)
+        held = source.settle(settings)
+        ort.InferenceSession(source.model, settings, providers=["CPUExecutionProvider"])
         del held
         nodes = onnx.load(tmp_path / "optimized.onnx", load_external_data=False).graph.node
         counts.append({op: sum(n.op_type == op for n in nodes) for op in ("QLinearConv", "QGemm")})

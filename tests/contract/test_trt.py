@@ -8,6 +8,8 @@ from __future__ import annotations
 
 import platform
 import re
+import subprocess
+import sys
 from collections.abc import Callable, Iterator
 from concurrent.futures import ThreadPoolExecutor
 from dataclasses import replace
@@ -112,6 +114,36 @@ def test_a_plan_that_cannot_be_read_is_refused(plan: Component, tmp_path: Path, 
     with pytest.raises(BadArtifact, match=r"model/model\.plan cannot be read") as caught:
         load_engine(trt, "TensorRT-RTX", component, Gpu(0, "a GPU", (8, 6)), message_log(trt), "")
     assert caught.value.__cause__ is not None
+
+
+COLLECTED = """
+import gc
+import tensorrt_rtx as trt
+from vitrify.runtimes.trt_engine import made, message_log
+
+class Busy(type(message_log(trt))):
+    def log(self, severity, message):
+        self.many = [[] for _ in range(2000)]  # so many that they are collected, the runtime of a cycle among them
+
+class Cycle:
+    def __init__(self):
+        self.itself, self.runtime = self, trt.Runtime(message_log(trt))
+
+log = Busy()
+gc.collect()
+gc.disable()
+Cycle()
+gc.enable()
+made(trt.Runtime, log)
+print(len(log.many), gc.isenabled())
+"""
+
+
+def test_what_is_collected_while_the_library_logs_does_not_wait_for_its_lock(environment: dict[str, str]) -> None:
+    done = subprocess.run(
+        [sys.executable, "-c", COLLECTED], env=environment, capture_output=True, text=True, timeout=60
+    )  # fmt: skip
+    assert done.stdout.split() == ["2000", "True"], done.stderr
 
 
 @pytest.mark.parametrize("device", ["cpu", "npu", "rocm"])

@@ -31,7 +31,7 @@ from vitrify.runtimes.cuda import find_gpus  # noqa: E402
 from vitrify.runtimes.low_rank import LowRank  # noqa: E402
 from vitrify.runtimes.plan_weights import PlanWeight, changed_weights, plan_weights, stored_bytes  # noqa: E402
 from vitrify.runtimes.stored import stored_weights  # noqa: E402
-from vitrify.runtimes.trt_engine import message_log  # noqa: E402
+from vitrify.runtimes.trt_engine import made, message_log  # noqa: E402
 
 APART = PlanOptions(apart=True)
 RNG = np.random.default_rng(0)
@@ -193,12 +193,12 @@ def network(request: pytest.FixtureRequest) -> Callable[..., Iterator[Any]]:
 
     def make(component: Component, precision: str = "float32") -> Any:
         log = message_log(trt)
-        builder = trt.Builder(log)
-        made = builder.create_network(1 << int(trt.NetworkDefinitionCreationFlag.STRONGLY_TYPED))
-        parser = trt.OnnxParser(made, log)
+        builder = made(trt.Builder, log)
+        network = builder.create_network(1 << int(trt.NetworkDefinitionCreationFlag.STRONGLY_TYPED))
+        parser = trt.OnnxParser(network, log)
         parse(parser, component, precision, "TensorRT-RTX", {})
         kept.extend([log, builder, parser])
-        return made
+        return network
 
     return make
 
