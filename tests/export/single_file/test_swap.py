@@ -104,6 +104,7 @@ def test_the_swapped_artifact_draws_its_own_pictures(diffusion_artifact: Path, t
     assert np.abs(pictures[0] - pictures[1]).max() > 8
 
 
+@pytest.mark.slow
 def test_a_single_file_into_a_single_files_artifact(
     sd: Callable[[int], Made], layouts: Any, python: Callable[..., Any], tmp_path: Path
 ) -> None:
