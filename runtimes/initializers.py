@@ -138,6 +138,12 @@ def bfloat16_bits(value: Array) -> Array:
     return rounded
 
 
+def bfloat16_values(bits: Array) -> Array:
+    """uint16 upper halves of float32 values, exactly."""
+    values: Array = (bits.astype(np.uint32) << np.uint32(16)).view(np.float32)
+    return values
+
+
 def _tensor(data: mmap.mmap, at: int, end: int) -> dict[str, Initializer]:
     name, kind, external, dims = "", 0, 0, list[int]()
     told: dict[str, str] = {}

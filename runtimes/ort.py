@@ -110,12 +110,12 @@ class OrtRuntime:
             held = source.settle(settings)
             folder = None
             files = [component.root / weights.path for weights in component.weights]
-            if source.ready:
+            if source.kept is not None:
                 settings.graph_optimization_level = ort.GraphOptimizationLevel.ORT_DISABLE_ALL
-                files = list(Path(str(source.model)).parent.iterdir())
+                files = list(source.kept.iterdir())
             elif options.cache and not overrides and row.keeps:
                 folder = built_folder(component, row, version(row))
-            if in_part and not source.ready:
+            if in_part and source.kept is None:
                 # beyond this level convolutions get weights in a layout of their own; that and prepacking make copies
                 settings.graph_optimization_level = ort.GraphOptimizationLevel.ORT_ENABLE_EXTENDED
                 settings.add_session_config_entry(*_NO_PREPACKING)

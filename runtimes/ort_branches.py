@@ -12,15 +12,14 @@ from __future__ import annotations
 
 import itertools
 from collections.abc import Iterator, Mapping
-from pathlib import Path
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING
 
 import numpy as np
 
-from ..core.errors import BadArtifact, MissingDependency
 from ..core.tensors import Array
 from .initializers import state_name
 from .low_rank import LowRank, no_layer, no_weight
+from .ort_nodes import attribute, declare
 
 if TYPE_CHECKING:
     import onnx
@@ -33,32 +32,21 @@ _CONV = ("strides", "pads", "dilations", "auto_pad")
 _SMOOTHING = "/nncf_smooth_quant"  # how NNCF ends the name of a product whose factors it took into the weight
 
 
-def with_branches(graph: Path, branches: Mapping[str, LowRank]) -> tuple[bytes, dict[str, Array]]:
-    """The graph with a branch beside each layer that has one of these weights.
+def add_branches(model: onnx.ModelProto, name: str, branches: Mapping[str, LowRank]) -> dict[str, Array]:
+    """Put a branch beside each layer that has one of these weights, in place.
+
+    Args:
+        name: of the graph, for errors.
 
     Returns:
-        The model, whose external data is where it was, and the values of its new initializers: they are declared as
-        external and are in no file.
+        The values of its new initializers, which are declared as external and are in no file.
 
     Raises:
         BadInput: no weight of that name, a weight of no layer, or a layer of other sizes.
-        BadArtifact: the graph does not load.
-        MissingDependency: onnx is not installed.
     """
-    try:
-        import onnx
-    except ImportError as exc:
-        raise MissingDependency(
-            f"Changing a weight that is stored in few bits needs onnx, which does not import: {exc}.",
-            'pip install "vitrify[lora]"',
-        ) from exc
-    try:
-        model = onnx.load(graph, load_external_data=False)
-    except Exception as exc:  # protobuf has its own errors
-        raise BadArtifact(f"{graph} does not load: {exc}", "Copy the whole folder again or export again.") from exc
-    editor = _Editor(graph.name, model)
-    for name, branch in branches.items():
-        editor.add(name, branch)
+    editor = _Editor(name, model)
+    for weight, branch in branches.items():
+        editor.add(weight, branch)
     return editor.finished()
 
 
@@ -90,9 +78,7 @@ class _Editor:
             for layer, weight in layers:
                 self._beside(layer, name, branch, self._sizes(tensor, weight))
 
-    def finished(self) -> tuple[bytes, dict[str, Array]]:
-        import onnx
-
+    def finished(self) -> dict[str, Array]:
         graph = self._model.graph
         nodes = [n for node in graph.node for n in (node, *self._behind.get(node.output[0], ()))]
         for node in graph.node:
@@ -100,11 +86,8 @@ class _Editor:
                 node.output[0] = self._renamed[node.output[0]]
         del graph.node[:]
         graph.node.extend(nodes)
-        for name, value in self._values.items():
-            tensor = graph.initializer.add(name=name, data_type=onnx.TensorProto.FLOAT, dims=value.shape)
-            tensor.data_location = onnx.TensorProto.EXTERNAL
-            tensor.external_data.add(key="location", value=f"{name}.given")
-        return self._model.SerializeToString(), self._values
+        declare(graph, self._values)
+        return self._values
 
     def _layers(self, weight: str) -> Iterator[tuple[onnx.NodeProto, str]]:
         """The layers that compute with a weight, and the name under which each reads it."""
@@ -129,16 +112,16 @@ class _Editor:
     def _beside(self, layer: onnx.NodeProto, name: str, branch: LowRank, weight: tuple[int, ...]) -> None:
         given = self._unrounded(layer.input[0])
         if layer.op_type == "Conv":
-            if _attribute(layer, "group", 1) != 1:
+            if attribute(layer, "group", 1) != 1:
                 raise no_layer(name, self._name)
             down, up = branch.for_conv(name, weight)
             settings = {a.name: a for a in layer.attribute if a.name in _CONV}
             middle = self._node("Conv", [given, self._new(name, "down", down)], settings)
             change = self._node("Conv", [middle, self._new(name, "up", up)])
         else:
-            if _attribute(layer, "transA", 0) or _attribute(layer, "alpha", 1.0) != 1.0 or len(weight) != 2:
+            if attribute(layer, "transA", 0) or attribute(layer, "alpha", 1.0) != 1.0 or len(weight) != 2:
                 raise no_layer(name, self._name)
-            outputs, inputs = weight if _attribute(layer, "transB", 0) else weight[::-1]
+            outputs, inputs = weight if attribute(layer, "transB", 0) else weight[::-1]
             down, up = branch.for_linear(name, inputs, outputs)
             middle = self._node("MatMul", [given, self._new(name, "down", down.T)])
             change = self._node("MatMul", [middle, self._new(name, "up", up.T)])
@@ -231,9 +214,3 @@ class _Editor:
         node.attribute.extend((settings or {}).values())
         self._pending.append(node)
         return out
-
-
-def _attribute(node: onnx.NodeProto, name: str, default: Any) -> Any:
-    import onnx
-
-    return next((onnx.helper.get_attribute_value(a) for a in node.attribute if a.name == name), default)

@@ -60,7 +60,7 @@ def optimized(component: Component, *, prepack: bool = True, fewer: bool = False
         found = cache.get("onnxruntime", key)
         if found is None:  # another process is writing it
             return source
-    return Source(str(found / _GRAPH), ready=True)
+    return Source(str(found / _GRAPH), kept=found)
 
 
 def _write(source: Source, folder: Path, level: str, *, packed: bool) -> None:

@@ -1,4 +1,4 @@
-"""New nodes for an ONNX graph that is edited."""
+"""An ONNX graph that is edited: what its nodes say, its new nodes, and values that come with the session."""
 
 from __future__ import annotations
 
@@ -11,6 +11,23 @@ from ..core.tensors import Array
 
 if TYPE_CHECKING:
     import onnx
+
+
+def attribute(node: onnx.NodeProto, name: str, default: Any) -> Any:
+    """What an attribute says, a list where it has several; `default` where the node has none of that name."""
+    import onnx
+
+    return next((onnx.helper.get_attribute_value(a) for a in node.attribute if a.name == name), default)
+
+
+def declare(graph: onnx.GraphProto, values: Mapping[str, Array]) -> None:
+    """Add float32 initializers that are declared as external and are in no file."""
+    import onnx
+
+    for name, value in values.items():
+        tensor = graph.initializer.add(name=name, data_type=onnx.TensorProto.FLOAT, dims=value.shape)
+        tensor.data_location = onnx.TensorProto.EXTERNAL
+        tensor.external_data.add(key="location", value=f"{name}.given")
 
 
 class Nodes:

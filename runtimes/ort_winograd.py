@@ -20,8 +20,8 @@ from ..core.dtypes import ONNX_TYPES
 from ..core.errors import BadArtifact
 from ..core.tensors import Array
 from . import winograd
-from .initializers import BFLOAT16, Initializer, external_initializers
-from .ort_nodes import Nodes
+from .initializers import BFLOAT16, Initializer, bfloat16_values, external_initializers
+from .ort_nodes import Nodes, attribute, declare
 from .winograd import NARROW, Tiles, parts, tiles_for
 from .winograd_grid import Grid
 
@@ -51,11 +51,10 @@ _FLOATS = ("float32", "float16", "bfloat16")
 
 @dataclass(frozen=True)
 class Rewritten:
-    """graph: the model, whose external data is where it was. values: of its new initializers, which are declared as
-    external and are in no file. gone: external initializers that it no longer has. layers: how many were rewritten.
+    """values: of its new initializers, which are declared as external and are in no file. gone: initializers that it no
+    longer has. layers: how many were rewritten.
     """
 
-    graph: bytes
     values: Mapping[str, Array]
     gone: frozenset[str]
     layers: int
@@ -73,36 +72,24 @@ def worth_it(component: Component) -> bool:
     return sum(4 * math.prod(shape) for shape in kernels if min(shape[:2]) >= NARROW) >= _LEAST
 
 
-def fewer_products(component: Component, changed: Mapping[str, Array], edited: bytes | None) -> Rewritten | None:
-    """The graph with the convolutions rewritten that are worth it at half the usual sides.
+def fewer_products(model: onnx.ModelProto, component: Component, changed: Mapping[str, Array]) -> Rewritten | None:
+    """Rewrite the convolutions that are worth it at half the usual sides, in place.
 
     Args:
+        model: the component's graph, which may have been edited but keeps the names of its weights.
         changed: weights in place of those in the files, by name, as the graph stores them (`initializers.stored_like`).
-        edited: the graph where it is no longer as in its file; it keeps the names of its weights.
 
     Returns:
         None where there are none.
 
     Raises:
-        BadArtifact: the graph does not load, or a weight's file ends too soon.
-        ImportError: onnx is not installed.
+        BadArtifact: a weight's file ends too soon.
     """
-    import onnx
-
-    try:
-        if edited is not None:
-            graph = onnx.load_model_from_string(edited)
-        else:
-            graph = onnx.load(component.graph_path, load_external_data=False)
-    except Exception as exc:  # protobuf has its own errors
-        what = f"{component.graph} does not load: {exc}"
-        raise BadArtifact(what, "Copy the whole folder again or export again.") from exc
-    inner = any(attribute.HasField("g") for node in graph.graph.node for attribute in node.attribute)
-    opset = next((one.version for one in graph.opset_import if one.domain in ("", "ai.onnx")), 0)
+    inner = any(said.HasField("g") for node in model.graph.node for said in node.attribute)
+    opset = next((one.version for one in model.opset_import if one.domain in ("", "ai.onnx")), 0)
     if inner or opset < _OPSET:  # an inner graph reads values of the outer one by name
         return None
-    editor = _Editor(graph, component, changed)
-    return editor.rewritten(_shapes(graph, component.usual_sizes() or {}))
+    return _Editor(model, component, changed).rewritten(_shapes(model, component.usual_sizes() or {}))
 
 
 def _is_kernel(one: Initializer) -> bool:
@@ -144,8 +131,6 @@ class _Editor:
         self._nodes = Nodes()
 
     def rewritten(self, shapes: Mapping[str, Sequence[int]]) -> Rewritten | None:
-        import onnx
-
         graph, nodes = self._model.graph, self._nodes
         kept: list[onnx.NodeProto] = []
         layers = 0
@@ -164,15 +149,12 @@ class _Editor:
         initializers = [i for i in graph.initializer if i.name in read]
         del graph.initializer[:]
         graph.initializer.extend([*initializers, *nodes.constants.values()])
-        for name, value in nodes.weights.items():
-            tensor = graph.initializer.add(name=name, data_type=onnx.TensorProto.FLOAT, dims=value.shape)
-            tensor.data_location = onnx.TensorProto.EXTERNAL
-            tensor.external_data.add(key="location", value=f"{name}.given")
+        declare(graph, nodes.weights)
         gone = frozenset(before - read)
         inputs = [value for value in graph.input if value.name not in gone]
         del graph.input[:]
         graph.input.extend(inputs)
-        return Rewritten(self._model.SerializeToString(), nodes.weights, gone, layers)
+        return Rewritten(nodes.weights, gone, layers)
 
     def _replace_nodes(self, nodes: Sequence[onnx.NodeProto]) -> None:
         """Those that are left, without what nobody reads any more: doublings, and casts of weights."""
@@ -196,7 +178,7 @@ class _Editor:
             return None
         name = str(node.input[1])
         cast = self._makers.get(name)
-        if cast is not None and cast.op_type == "Cast" and _said(cast, "to", 0) == onnx.TensorProto.FLOAT:
+        if cast is not None and cast.op_type == "Cast" and attribute(cast, "to", 0) == onnx.TensorProto.FLOAT:
             name = str(cast.input[0])
         one = self._stored.get(name)
         if one is None or not _is_kernel(one) or (cast is None and ONNX_TYPES[one.type] != "float32"):
@@ -221,8 +203,7 @@ class _Editor:
         if values is None:
             values = self._read(name, one)
         if one.type == BFLOAT16:
-            wide: Array = (values.astype(np.uint32) << np.uint32(16)).view(np.float32)
-            return wide
+            return bfloat16_values(values)
         return values.astype(np.float32, copy=False)
 
     def _read(self, name: str, one: Initializer) -> Array:
@@ -287,15 +268,4 @@ class _Editor:
 
 def _says(node: onnx.NodeProto, attributes: Mapping[str, tuple[Any, Any]]) -> bool:
     """Whether each attribute says what it must."""
-    return all(_said(node, name, usual) == wanted for name, (wanted, usual) in attributes.items())
-
-
-def _said(node: onnx.NodeProto, name: str, usual: Any) -> Any:
-    """What an attribute says, a list where it has several; `usual` where the node has none of that name."""
-    import onnx
-
-    for attribute in node.attribute:
-        if attribute.name == name:
-            value = onnx.helper.get_attribute_value(attribute)
-            return list(value) if isinstance(usual, list) else value
-    return usual
+    return all(attribute(node, name, usual) == wanted for name, (wanted, usual) in attributes.items())

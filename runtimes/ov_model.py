@@ -15,7 +15,7 @@ from ..core.artifact import Component
 from ..core.device import Device
 from ..core.errors import BadArtifact, BadInput, DeviceError, RuntimeFailure, VitrifyError
 from ..core.tensors import Array, DType, TensorSpec
-from .initializers import bfloat16_bits, check_listed, external_initializers
+from .initializers import bfloat16_bits, bfloat16_values, check_listed, external_initializers
 from .low_rank import LowRank, Override, no_weight, wrong_shape
 from .ov_branches import add_branches
 
@@ -240,8 +240,7 @@ def _rounded(value: Array, kept: str) -> Array:
     """Values that the stored type holds exactly: OpenVINO cuts float32 to bfloat16 instead of rounding it."""
     if kept != "bf16":
         return np.asarray(value, dtype=_FLOATS[kept], order="C")
-    exact: Array = (bfloat16_bits(value).astype(np.uint32) << np.uint32(16)).view(np.float32)
-    return exact
+    return bfloat16_values(bfloat16_bits(value))
 
 
 def precision_of(kept: Any) -> str:
