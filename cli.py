@@ -5,7 +5,7 @@ from __future__ import annotations
 import errno
 import sys
 from pathlib import Path
-from typing import Annotated
+from typing import Annotated, NoReturn
 
 import typer
 
@@ -316,15 +316,19 @@ def main() -> None:
         if code == Cancelled.exit_code:  # typer's whole answer to Ctrl-C
             raise KeyboardInterrupt
         sys.exit(code if isinstance(code, int) else 0)
-    except VitrifyError as exc:
+    except (Cancelled, DiskError) as exc:
         screen.print_error(exc, as_json)
         sys.exit(exc.exit_code)
     except (KeyboardInterrupt, typer.Abort):
-        screen.print_error(Cancelled("Interrupted; nothing half-written is left.", "Run it again."), as_json)
-        sys.exit(Cancelled.exit_code)
+        _end_interrupted(as_json)
     except BrokenPipeError:
         sys.exit(0)  # the reader of a pipe has what it wanted
     except Exception as exc:
+        if _came_of_ctrl_c(exc):
+            _end_interrupted(as_json)
+        if isinstance(exc, VitrifyError):
+            screen.print_error(exc, as_json)
+            sys.exit(exc.exit_code)
         if hasattr(exc, "format_message"):  # the parser's own errors
             if type(exc).__name__ == "NoArgsIsHelpError":  # the help is shown, and nothing more is to be said
                 print(exc.format_message(), end="")
@@ -344,6 +348,23 @@ def main() -> None:
         )
         screen.print_error(fault, as_json)
         sys.exit(1)
+
+
+def _end_interrupted(as_json: bool) -> NoReturn:
+    screen.print_error(Cancelled("Interrupted; nothing half-written is left.", "Run it again."), as_json)
+    sys.exit(Cancelled.exit_code)
+
+
+def _came_of_ctrl_c(exc: BaseException | None) -> bool:
+    """Whether this was raised while a Ctrl-C went up: Python may raise it between a lock's release and the return of
+    it, where `threading` then gives up a lock that it does not hold, which is a RuntimeError."""
+    seen: set[int] = set()
+    while exc is not None and id(exc) not in seen:
+        if isinstance(exc, KeyboardInterrupt):
+            return True
+        seen.add(id(exc))
+        exc = exc.__context__
+    return False
 
 
 def _of_the_system(exc: OSError) -> VitrifyError:

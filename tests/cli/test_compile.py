@@ -286,6 +286,36 @@ def test_ctrl_c_leaves_nothing(diffusion_artifact: Path, environment: dict[str, 
     assert list(tmp_path.iterdir()) == []
 
 
+_CTRL_C_IN_A_LOCK = """
+import signal, sys, threading
+
+taken_again = threading.Condition._acquire_restore
+
+def interrupted(self, state):
+    if threading.current_thread() is threading.main_thread() and "vitrify.export.quantize" in sys.modules:
+        signal.raise_signal(signal.SIGINT)
+    return taken_again(self, state)
+
+threading.Condition._acquire_restore = interrupted
+from vitrify.cli import main
+main()
+"""
+
+
+def test_ctrl_c_while_python_takes_a_lock_is_a_ctrl_c(
+    diffusion_artifact: Path, environment: dict[str, str], tmp_path: Path
+) -> None:
+    """Where Python itself makes a RuntimeError of it, for `threading` then gives up a lock that it does not hold."""
+    done = subprocess.run(
+        [sys.executable, "-c", _CTRL_C_IN_A_LOCK, "compile", diffusion_artifact, "--quant", "int8-weights", "--json"],
+        env=environment, cwd=tmp_path, capture_output=True, text=True, timeout=120,
+    )  # fmt: skip
+    assert done.returncode == 130, done.stderr
+    assert json.loads(done.stdout)["error"]["code"] == "cancelled"
+    assert "Traceback" not in done.stderr
+    assert list(tmp_path.iterdir()) == []
+
+
 def test_a_plan_is_built_without_a_gpu(here: Callable[..., Any], emotions_artifact: Path, tmp_path: Path) -> None:
     pytest.importorskip("tensorrt_rtx", reason="needs the extra tensorrt-rtx")
     done = here(
