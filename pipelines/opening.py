@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Callable, Collection, Mapping, Sequence
-from dataclasses import asdict, dataclass, field
+from dataclasses import asdict, dataclass, field, replace
 from typing import Any
 
 from ..core.artifact import Component
@@ -64,6 +64,8 @@ class _Opening:
         def opener(component: Component, name: str) -> Callable[[Overrides], Session]:
             runtime, where = runtimes[name], devices[component.name]
             own = options_for(runtime, done.options)
+            if (self.beside or done.budget is not None) and "lazy" in taken_by(runtime):
+                own = replace(own, lazy=True)  # its first call comes soon, or it is opened for that one
 
             def open_one(one: Component, changed: Overrides) -> Session:
                 return self._told(one, runtime.open(one, where, own, changed))
@@ -104,7 +106,7 @@ class _Opening:
 
 
 # options that change when and where, and not what comes out of a text encoder, which has no convolutions
-_NO_NUMBERS = ("arena", "streams", "optional", "winograd")
+_NO_NUMBERS = ("arena", "streams", "optional", "lazy", "winograd")
 
 
 def _way(runtime: str, device: Device, options: Options) -> list[Any]:

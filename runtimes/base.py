@@ -44,6 +44,8 @@ class Options:
     Those that follow are for the runtimes that name them under `takes`, and are refused elsewhere.
 
     static: of OpenVINO: compile for the sizes of each call, where it can also take any size.
+    lazy: of OpenVINO with `static`, on the CPU: compile at the first call, for its sizes alone; else usual sizes are
+        compiled when a session opens.
     winograd: of ONNX Runtime and OpenVINO on the CPU: large 3x3 convolutions in float32 by fewer products, which takes
         more memory.
     provider: of ONNX Runtime: which execution provider runs the device, such as "tensorrt"; None: the device's first.
@@ -64,6 +66,7 @@ class Options:
     streams: int = 0
     precision: str | None = None
     static: bool = False
+    lazy: bool = False
     winograd: bool = True
     provider: str | None = None
     compile: str | None = None

@@ -9,7 +9,10 @@ from typing import Any
 from ..core.errors import UsageError
 from .base import Options
 
-SPECIAL = ("static", "winograd", "provider", "compile", "attention", "channels_last", "cuda_graphs", "resident_weights")
+SPECIAL = (
+    "static", "lazy", "winograd", "provider", "compile", "attention", "channels_last", "cuda_graphs",
+    "resident_weights",
+)  # fmt: skip
 _TRUE, _FALSE = ("yes", "true", "on", "1"), ("no", "false", "off", "0")
 
 

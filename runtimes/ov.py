@@ -71,7 +71,7 @@ class OvSession:
         self._lock = threading.Lock()
         self._most = _most(component) if static else 1
         self._variants: OrderedDict[Any, _Variant] | None = OrderedDict()
-        # a static session of a component that names no sizes learns at its first run what will run it
+        # a static session that knows no sizes yet learns at its first run what will run it
         self.placement = Placement(RUNTIME.name, str(self._device).upper(), str(self._device), self._precision)
         if not static or sizes is not None:
             self._variant(sizes)
@@ -140,7 +140,7 @@ class OpenVinoRuntime:
 
     name = "openvino"
     formats = ("openvino", "onnx")
-    takes = ("static", "winograd")
+    takes = ("static", "lazy", "winograd")
     opens_beside = True
 
     @cached_property
@@ -181,7 +181,9 @@ class OpenVinoRuntime:
         names = _devices(device, self._core.available_devices)
         target = f"{device.kind.upper()}:{','.join(names)}" if device.kind in _LISTS else names[0]
         precision = self._wanted(component, device, names, options)
-        static = options.static or any(not name.startswith("CPU") for name in names)
+        elsewhere = any(not name.startswith("CPU") for name in names)
+        static = options.static or elsewhere
+        early = static and (elsewhere or not options.lazy)  # a device may fail at what it is given: that shows now
         with translated(component, device):
             settings = self._settings(component, device, names, options, precision)
             usual = component.usual_sizes()
@@ -193,7 +195,7 @@ class OpenVinoRuntime:
                 compiler.use_cache()
         if static:
             compiler.prepare()
-        return OvSession(component, compiler, (device, precision), usual if static else None, static)
+        return OvSession(component, compiler, (device, precision), usual if early else None, static)
 
     def describe(self, graph: Path) -> tuple[dict[str, TensorSpec], dict[str, TensorSpec]]:
         """Inputs and outputs of a graph that no manifest describes.

@@ -18,13 +18,15 @@ def opener(job: Job) -> Callable[[], Opened]:
     from ...pipelines.load import load
     from ...pipelines.presets import opened_with
     from ...runtimes.base import Options
+    from ...runtimes.options import taken_by
 
     runtime, *words = job.variant.split()
     asked = dict(word.split("=", 1) for word in words)
     load_runtime(runtime)  # imports its library
 
     def opened() -> Opened:
-        usual = Options(precision=asked.pop("precision", None))
+        # as `vitrify generate` opens it: a graph for a size is compiled for the size that is drawn, and no usual one
+        usual = Options(precision=asked.pop("precision", None), lazy="lazy" in taken_by(load_runtime(runtime)))
         options, offload = opened_with(asked.get("preset"), usual, "auto")
         pipeline: Any = load(
             job.model, "cpu", runtime=runtime, options=options, offload=offload,

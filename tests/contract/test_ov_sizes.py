@@ -54,6 +54,17 @@ def test_the_usual_sizes_are_compiled_when_it_opens(unet_model: Any) -> None:
     assert session.details["compiled"] == 1
 
 
+def test_a_lazy_session_compiles_for_its_first_call_alone(unet_model: Any) -> None:
+    usual, other = ({"batch": 2, "height": side, "width": 8, "tokens": 77} for side in (16, 8))
+    component = replace(unet_model.components["onnx"], shapes={n: (1, size, 99) for n, size in usual.items()})
+    session = RUNTIME.open(component, CPU, Options(static=True, lazy=True))
+    assert session.details["compiled"] == 0
+    assert session.placement.device == "cpu"
+    session.run(sample_inputs(component, other))
+    assert session.details["compiled"] == 1
+    assert RUNTIME.open(component, CPU, Options(lazy=True)).details["compiled"] == 1, "for any sizes: none to wait for"
+
+
 def test_what_was_compiled_for_the_usual_sizes_goes_where_others_are_asked_for_first(unet_model: Any) -> None:
     usual, other = ({"batch": 2, "height": side, "width": 8, "tokens": 77} for side in (16, 8))
     component = replace(unet_model.components["onnx"], shapes={n: (1, size, 99) for n, size in usual.items()})

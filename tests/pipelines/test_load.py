@@ -16,6 +16,7 @@ from PIL import Image
 import vitrify
 from vitrify.core.device import Device
 from vitrify.core.errors import BadArtifact, DeviceError, RuntimeFailure, UsageError, VitrifyError
+from vitrify.core.registry import load_runtime
 from vitrify.runtimes.base import Options, Probe
 from vitrify.runtimes.preference import preferred
 
@@ -282,6 +283,18 @@ def test_components_that_open_beside_each_other_draw_the_same(diffusion_artifact
         np.asarray(drawn.images[0]), np.asarray(whole.generate("a red apple", steps=2, seed=1).images[0])
     )
     whole.close()
+
+
+@pytest.mark.parametrize("how", [{}, {"beside": True}, {"offload": "components"}], ids=["ready", "soonest", "in turn"])
+def test_what_is_opened_for_one_call_compiles_its_sizes_alone(diffusion_artifact: Path, how: dict[str, Any]) -> None:
+    pytest.importorskip("openvino", reason="needs vitrify[openvino]")
+    made = load_runtime("openvino").compiled  # by this process until now
+    pipeline: Any = vitrify.load(
+        diffusion_artifact, "cpu", runtime="openvino", options=Options(threads=1, static=True), **how
+    )
+    pipeline.generate("a red apple", width=64, height=64, steps=1, seed=1)
+    pipeline.close()
+    assert load_runtime("openvino").compiled - made == (3 if how else 6), "the usual sizes too, where it is ready"
 
 
 def test_one_that_was_never_needed_is_closed_too(diffusion_artifact: Path) -> None:

@@ -53,7 +53,7 @@ def test_an_option_that_no_runtime_takes_is_refused() -> None:
     check_options([EAGER, PLAN], Options(compile="whole", cuda_graphs=True))
     with pytest.raises(UsageError, match=r"torch has no option cuda_graphs.*torch takes attention, compile"):
         check_options([EAGER], Options(compile="whole", cuda_graphs=True))
-    with pytest.raises(UsageError, match=r"openvino has no option provider.*openvino takes static"):
+    with pytest.raises(UsageError, match=r"openvino has no option provider.*openvino takes lazy, static"):
         check_options([load_runtime("openvino")], Options(provider="cuda"))
     with pytest.raises(UsageError, match=r"aotinductor has no option static.*none of its own"):
         check_options([Adapter("aotinductor", ())], Options(static=True))
