@@ -335,7 +335,9 @@ def main() -> None:
                 sys.exit(2)
             context = getattr(exc, "ctx", None)
             where = context.command_path if context is not None else "vitrify"
-            screen.print_error(UsageError(exc.format_message(), f"See {where} --help."), as_json)
+            said = exc.format_message()
+            quotes = "Put what has spaces in quotes. " if said.startswith("Got unexpected extra argument") else ""
+            screen.print_error(UsageError(said, f"{quotes}See {where} --help."), as_json)
             sys.exit(2)
         if isinstance(exc, OSError) and exc.errno is not None:
             screen.print_error(_of_the_system(exc), as_json)

@@ -116,6 +116,7 @@ def run(
     json: Json = False,
 ) -> None:
     """Measure every cell of a matrix, each in its own process, and write a report. Exits with 5 where one fails."""
+    from .bench.report.drawing import check_matplotlib
     from .bench.runs import run_suite
     from .bench.suite_file import suite_of
 
@@ -127,6 +128,7 @@ def run(
         "calibration": calibration, "rounds": rounds, "seconds": seconds, "calls": calls, "timeout": timeout,
     }  # fmt: skip
     suite = suite_of(specs, given)
+    check_matplotlib()  # a report that cannot be drawn is told before hours of measuring
     with screen.progress() as report:
         try:
             results = run_suite(suite, output, report, verify, command=shlex.join(["vitrify", *sys.argv[1:]]))

@@ -248,7 +248,7 @@ def generate(
             said = ", ".join(f"{what} {size / 1e9:.2f} GB" for what, size in told.items() if size is not None)
             screen.say(f"memory: {name}: {said or 'not known'}")
     for path, parameters in zip(paths, result.parameters, strict=True):
-        ran = screen.placements(result.placement)
+        ran = screen.placements(result.placement, artifact.recipe)
         print(f"{path}  seed {parameters['seed']}, {result.timings['total']:.2f} s, {ran}")
 
 

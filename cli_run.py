@@ -122,7 +122,7 @@ def classify(
     else:
         for one in found:
             screen.print_answer(one.path, one.answer, faces, one.error)
-        screen.say(f"ran on {screen.placements(placement)}")
+        screen.say(f"ran on {screen.placements(placement, artifact.recipe)}")
     if error is not None:
         screen.print_error(error, as_json=False)  # the document, if one was asked for, has it
         raise typer.Exit(error.exit_code)

@@ -195,12 +195,16 @@ def print_recipes(recipes: dict[str, Any]) -> None:
             print(f"on this machine: {line}")
 
 
-def placements(placement: dict[str, dict[str, str]]) -> str:
-    """What ran the components, on one line; each kind of placement once."""
+def placements(placement: dict[str, dict[str, str]], recipe: str = "fp32") -> str:
+    """What ran the components, on one line; each kind of placement once.
+
+    recipe: that of the artifact, told where what it computes in does not say it.
+    """
     lines = (
         f"{p.get('runtime')} {p.get('provider')} on {p.get('device')}, {p.get('precision')}" for p in placement.values()
     )
-    return "; ".join(dict.fromkeys(lines))
+    shown = "; ".join(dict.fromkeys(lines))
+    return shown if recipe == "fp32" or recipe in shown else f"{shown} ({recipe})"
 
 
 def checksums(hashed: int, unhashed: list[str]) -> str:

@@ -140,6 +140,12 @@ class Artifact:
         return self.root.resolve().name
 
     @property
+    def recipe(self) -> str:
+        """The recipes that its components were compiled with, such as "int8-weights"; "fp32" without one."""
+        recipes = {str(c.precision.get("recipe", "fp32")) for c in self.components.values()}
+        return "+".join(sorted(recipes - {"fp32"})) or "fp32"
+
+    @property
     def weight_bytes(self) -> int:
         """Bytes of all files of weights; one that several components list, or that is linked, counts once."""
         return sum({self._inode(w): w.bytes for c in self.components.values() for w in c.weights}.values())

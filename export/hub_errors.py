@@ -2,9 +2,11 @@
 
 from __future__ import annotations
 
+import difflib
 import errno
 from collections.abc import Iterator
-from contextlib import contextmanager
+from contextlib import contextmanager, suppress
+from pathlib import Path
 
 from ..core.errors import BadInput, DiskError, VitrifyError
 
@@ -59,9 +61,10 @@ def _translation(exc: BaseException, repo_id: str, revision: str | None) -> Vitr
         return BadInput(f"{repo_id!r} is no repository of the Hub: {exc}", "Give owner/name, or a folder.")
     libraries = {kind.__module__.partition(".")[0] for kind in type(exc).__mro__}
     if isinstance(exc, hub.HfHubHTTPError | ConnectionError | TimeoutError) or libraries & HTTP_LIBRARIES:
-        what = f"The Hub cannot be reached for {repo_id}: {str(exc).strip().splitlines()[0] if str(exc) else type(exc)}"
+        why = str(exc).strip().splitlines()[0] if str(exc) else type(exc)
         return BadInput(
-            what, "Check the connection (HF_ENDPOINT, proxy) and run it again; a cached one needs --offline."
+            f"{repo_id} is no path here, and the Hub cannot be reached for it: {why}",
+            f"{_meant(repo_id)}Check the connection (HF_ENDPOINT, proxy) and run it again; a cached one: --offline.",
         )
     if isinstance(exc, OSError) and exc.errno in (errno.ENOSPC, errno.EDQUOT):
         return DiskError(f"The disk is full: {repo_id} was not fetched whole.", "Make room, or set HF_HOME elsewhere.")
@@ -69,3 +72,12 @@ def _translation(exc: BaseException, repo_id: str, revision: str | None) -> Vitr
         what = f"The Hub's cache failed for {repo_id}: {exc}."
         return DiskError(what, "Check its permissions and the disk, or set HF_HOME to another folder.")
     return None
+
+
+def _meant(repo_id: str) -> str:
+    """A folder whose name is nearly this one, as a question; empty where there is none."""
+    path = Path(repo_id)
+    with suppress(OSError):
+        near = difflib.get_close_matches(path.name, [p.name for p in path.parent.iterdir() if p.is_dir()], n=1)
+        return f"Did you mean {path.with_name(near[0])}? " if near else ""
+    return ""

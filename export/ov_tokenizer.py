@@ -52,7 +52,7 @@ def write_ov_tokenizers(root: Path, report: Report = silent) -> list[str]:
 
 
 def _refused(why: str, fix: str) -> str:
-    return f"OpenVINO GenAI will not open the folder: {why}; {fix}"
+    return f"vitrify runs it; OpenVINO GenAI will not open the folder: {why}; {fix}"
 
 
 def _converted(folder: Path) -> Any:

@@ -50,7 +50,7 @@ class _Opening:
         runtimes = {name: load_runtime(name) for name in dict.fromkeys(name for _, name in self.components)}
         check_options(list(runtimes.values()), self.options)
         for name in left_out(list(runtimes.values()), self.options):
-            self.say(f"{' and '.join(runtimes)} has no {name}: all of the preset but that")
+            self.say(f"without {name}, which {' and '.join(runtimes)} does not have; the rest of the preset is done")
         elsewhere = [(c, name) for c, name in self.components if devices[c.name].kind != "cpu"]
         done = decide(
             [c for c, _ in self.components],

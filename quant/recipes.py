@@ -76,7 +76,7 @@ class Recipe:
 
 # a VAE loses most and its weights are few; its encoder's float16 gives black images elsewhere
 _MAIN = ("unet", "transformer", "text_encoder", "text_encoder_2", "text_encoder_3", "model", "controlnet")
-_DENOISERS = ("unet", "transformer", "model")
+DENOISERS = ("unet", "transformer", "model")
 
 RECIPES = {
     r.id: r
@@ -103,12 +103,12 @@ RECIPES = {
             buys="time on processors with int8 dot products; no calibration; linear layers only",
         ),
         Recipe(
-            "int8-static", "int8", "int8", _DENOISERS, calibrated=True, samples=64, min_psnr=25,
+            "int8-static", "int8", "int8", DENOISERS, calibrated=True, samples=64, min_psnr=25,
             min_agreement=0.99,
             buys="time where there are int8 dot products, memory, a quarter of float32's disk; needs calibration",
         ),
         Recipe(
-            "int8-hybrid", "int8", "int8+float32", _DENOISERS, calibrated=True, samples=64, min_psnr=25,
+            "int8-hybrid", "int8", "int8+float32", DENOISERS, calibrated=True, samples=64, min_psnr=25,
             min_agreement=0.99,
             buys="between int8-weights and int8-static: linear layers keep float activations",
         ),

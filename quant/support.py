@@ -7,7 +7,7 @@ from dataclasses import dataclass, field
 
 from ..core.errors import UsageError
 from ..core.machine import cpu_info
-from .recipes import RECIPES, Recipe
+from .recipes import DENOISERS, RECIPES, Recipe
 
 TARGETS = ("onnx", "openvino", "torch", "aotinductor", "tensorrt-rtx", "tensorrt")
 _VNNI = ("avx512_vnni", "avx_vnni", "amx_int8", "i8mm", "asimddp")
@@ -118,7 +118,16 @@ def check(recipe: Recipe, target: str, components: Iterable[str]) -> list[str]:
     if not recipe.lossless and not any(recipe.applies_to(n) for n in names):
         wanted = ", ".join(recipe.components)
         raise UsageError(f"{recipe.id} is for {wanted}; this artifact has {', '.join(names)}.", "Use another recipe.")
-    return slower_here(recipe, target)
+    return [*_left_whole(recipe, target, names), *slower_here(recipe, target)]
+
+
+def _left_whole(recipe: Recipe, target: str, components: Iterable[str]) -> list[str]:
+    """A warning where the largest component is none of the recipe's."""
+    left = [name for name in components if name in DENOISERS and not recipe.applies_to(name)]
+    if not left or recipe.lossless:
+        return []
+    others = ", ".join(one.name for one in RECIPES.values() if one.applies_to(left[0]) and cell(one, target).runs)
+    return [f"{recipe.id} leaves {left[0]} as it is, most of the weights and of the time: {others} change it"]
 
 
 def slower_here(recipe: Recipe, target: str) -> list[str]:

@@ -154,13 +154,12 @@ def info_of(artifact: Artifact) -> ModelInfo:
     """Raises BadArtifact for what this version cannot run."""
     family_of(artifact)
     settings = artifact.pipeline
-    recipes = sorted({str(c.precision.get("recipe", "fp32")) for c in artifact.components.values()} - {"fp32"})
     common: dict[str, Any] = {
         "name": artifact.root.resolve().name,
         "path": artifact.root.resolve(),
         "id": artifact.id,
         "architecture": str(artifact.model.get("architecture") or settings.get("family")),
-        "precision": "+".join(recipes) or "fp32",
+        "precision": artifact.recipe,
         "bytes": artifact.weight_bytes,
     }
     if settings["family"] not in FAMILIES:

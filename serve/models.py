@@ -129,7 +129,7 @@ class Models:
             place=fitting(self._place, artifact.components), offload=self._offload,
             prompt_bytes=self._remember.bytes, prompt_cache=self._remember.disk,
             free_text_encoders=self._remember.free,
-            say=lambda line: log.info("of an open model", extra={"model": name, "what": line}),
+            say=lambda line: log.info("opening a model", extra={"model": name, "what": line}),
         )  # fmt: skip
         try:
             self._teach(name, pipeline, family_of(artifact).components)

@@ -53,13 +53,24 @@ class Value:
     high: float
 
 
+def check_matplotlib() -> None:
+    """For what measures first and draws later.
+
+    Raises:
+        MissingDependency: it is not installed.
+    """
+    try:
+        import matplotlib.style  # noqa: F401
+    except ImportError as exc:
+        raise MissingDependency("A report's plots need matplotlib.", 'pip install "vitrify[bench]"') from exc
+
+
 @contextmanager
 def style() -> Iterator[None]:
     """matplotlib's own style, whatever this user's is, with our font."""
-    try:
-        from matplotlib import style
-    except ImportError as exc:
-        raise MissingDependency("A report's plots need matplotlib.", 'pip install "vitrify[bench]"') from exc
+    check_matplotlib()
+    from matplotlib import style
+
     with style.context(["default", _STYLE]):
         yield
 

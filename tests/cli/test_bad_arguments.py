@@ -20,6 +20,7 @@ GENERATE = [
     (["--steps", 2000], 2, "bad_input", "steps"),
     (["--steps", "many"], 2, "usage", "--steps", "--help"),
     (["--stepz", 3], 2, "usage", "--stepz", "--help"),
+    (["and", "a", "pear"], 2, "usage", "and a pear", "in quotes"),
 ]
 CLASSIFY = [
     (["--device", "toaster"], 2, "usage", "'toaster' is not a device", "cpu, cuda"),
@@ -92,6 +93,7 @@ PathFinder.find_spec = lambda name, *rest: None if name.split(".")[0] == {librar
         ("torch", "export", "torch"),
         ("onnx_ir", "export", "export"),
         ("onnx", "verify", "export"),
+        ("matplotlib", "bench", "bench"),
     ],
 )
 def test_a_missing_library_is_named_with_its_extra(
@@ -106,6 +108,7 @@ def test_a_missing_library_is_named_with_its_extra(
         "export": ["export", at.emotions, "-o", at.out],
         "trace": ["export", at.emotions, "-o", at.out],
         "verify": ["verify", at.copy(at.labelling)],
+        "bench": ["bench", at.labelling, "--rounds", 1, "-o", at.out],
     }
     changed = {"PYTHONPATH": os.pathsep.join([str(site), environment["PYTHONPATH"]]), "PYTHONDONTWRITEBYTECODE": "1"}
     if command == "trace":  # no graph is known

@@ -60,6 +60,9 @@ def test_each_kind_of_placement_is_told_once() -> None:
     assert screen.placements({"a": cpu, "b": cpu}) == "onnx CPUExecutionProvider on cpu, float32"
     both = screen.placements({"transformer": gpu, "b": cpu, "c": gpu})
     assert both == "openvino GPU on gpu, float16; onnx CPUExecutionProvider on cpu, float32"
+    assert screen.placements({"a": gpu}, "int8-weights") == "openvino GPU on gpu, float16 (int8-weights)"
+    dynamic = {"a": cpu | {"precision": "int8-dynamic"}}
+    assert screen.placements(dynamic, "int8-dynamic") == "onnx CPUExecutionProvider on cpu, int8-dynamic"
 
 
 def test_checksums_say_what_was_not_hashed() -> None:

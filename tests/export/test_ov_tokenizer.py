@@ -27,7 +27,7 @@ def test_one_note_says_what_is_missing_and_how_to_mend_it(diffusion_artifact: Pa
     done = CompileJob(Artifact.load(diffusion_artifact), tmp_path / "out", "openvino", verify=False).run()
     (note,) = [note for note in done.notes if "GenAI" in note]
     assert note == (
-        "OpenVINO GenAI will not open the folder: it needs openvino-tokenizers; "
+        "vitrify runs it; OpenVINO GenAI will not open the folder: it needs openvino-tokenizers; "
         'pip install "vitrify[genai]", then compile again'
     )
     assert not list(done.artifact.root.rglob("openvino_tokenizer*"))

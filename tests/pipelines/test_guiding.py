@@ -199,7 +199,7 @@ def test_what_a_runtime_does_not_have_of_a_preset_is_told(diffusion_artifact: Pa
     vitrify.load(
         diffusion_artifact, "cpu", options=options, offload=offload, runtime="openvino", say=told.append
     ).close()
-    assert told == ["openvino has no resident_weights: all of the preset but that"]
+    assert told == ["without resident_weights, which openvino does not have; the rest of the preset is done"]
     with pytest.raises(UsageError, match="no option resident_weights"):
         vitrify.load(diffusion_artifact, "cpu", options=Options(resident_weights=1), runtime="openvino")
 
@@ -208,7 +208,7 @@ def test_exact_on_a_runtime_that_takes_any_size_alone_says_so(diffusion_artifact
     told: list[str] = []
     options, offload = opened_with("exact", Options(threads=1), "auto")
     vitrify.load(diffusion_artifact, "cpu", options=options, offload=offload, say=told.append).close()
-    assert told == ["onnx has no static: all of the preset but that"]
+    assert told == ["without static, which onnx does not have; the rest of the preset is done"]
 
 
 def test_what_a_session_cannot_do_of_a_preset_is_told_once(

@@ -64,6 +64,16 @@ def test_a_combination_that_cannot_run_says_why(
     assert fix in caught.value.fix
 
 
+def test_a_recipe_that_leaves_the_denoiser_is_warned_of(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(support, "cpu_info", list)
+    (said,) = support.check(recipe("int8-dynamic"), "onnx", PIPELINE)
+    assert said.startswith("int8-dynamic leaves unet as it is")
+    assert "int8-static" in said
+    assert "nf4-weights" not in said, "which does not run there"
+    assert support.check(recipe("int8-weights"), "onnx", PIPELINE) == []
+    assert support.check(recipe("int8-dynamic"), "onnx", ["model"]) == []
+
+
 @pytest.mark.parametrize("flags", [[("flags", "sse avx2 fma")], [("Features", "fp asimd")]])
 def test_int8_without_dot_products_is_warned_of(monkeypatch: pytest.MonkeyPatch, flags: list[tuple[str, str]]) -> None:
     monkeypatch.setattr(support, "cpu_info", lambda: flags)

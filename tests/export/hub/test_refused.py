@@ -42,9 +42,13 @@ def test_a_hub_in_trouble(hub: Any, tmp_path: Path, status: int, says: str) -> N
         hub.get(FACES, tmp_path)
 
 
-def test_no_hub_at_all(tmp_path: Path) -> None:
+def test_no_hub_at_all(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     with pytest.raises(BadInput, match=r"cannot be reached.*Check the connection"):
         fetch(FACES, endpoint="http://127.0.0.1:9", cache=tmp_path)
+    (tmp_path / "emoji").mkdir()
+    monkeypatch.chdir(tmp_path)
+    with pytest.raises(BadInput, match=r"emojii is no path here, and the Hub .*Did you mean emoji\? Check"):
+        fetch("emojii", endpoint="http://127.0.0.1:9", cache=tmp_path / "cache")
     with pytest.raises(BadInput, match=r"is not in the cache .*Run it once online"):
         fetch(FACES, cache=tmp_path, offline=True)
 
