@@ -362,8 +362,8 @@ def _came_of_ctrl_c(exc: BaseException | None) -> bool:
     it, where `threading` then gives up a lock that it does not hold, which is a RuntimeError."""
     seen: set[int] = set()
     while exc is not None and id(exc) not in seen:
-        if isinstance(exc, KeyboardInterrupt):
-            return True
+        if isinstance(exc, RuntimeError) and isinstance(exc.__context__, KeyboardInterrupt):
+            return True  # any other fault on the way out of a Ctrl-C, such as a full disk, is told as what it is
         seen.add(id(exc))
         exc = exc.__context__
     return False

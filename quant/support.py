@@ -122,12 +122,12 @@ def check(recipe: Recipe, target: str, components: Iterable[str]) -> list[str]:
 
 
 def _left_whole(recipe: Recipe, target: str, components: Iterable[str]) -> list[str]:
-    """A warning where the largest component is none of the recipe's."""
+    """A warning where the denoiser, or the classifier, is none of the recipe's."""
     left = [name for name in components if name in DENOISERS and not recipe.applies_to(name)]
     if not left or recipe.lossless:
         return []
     others = ", ".join(one.name for one in RECIPES.values() if one.applies_to(left[0]) and cell(one, target).runs)
-    return [f"{recipe.id} leaves {left[0]} as it is, most of the weights and of the time: {others} change it"]
+    return [f"{recipe.id} leaves {left[0]} as it is, where most of the time goes: {others} change it"]
 
 
 def slower_here(recipe: Recipe, target: str) -> list[str]:
