@@ -316,19 +316,15 @@ def main() -> None:
         if code == Cancelled.exit_code:  # typer's whole answer to Ctrl-C
             raise KeyboardInterrupt
         sys.exit(code if isinstance(code, int) else 0)
-    except (Cancelled, DiskError) as exc:
-        screen.print_error(exc, as_json)
-        sys.exit(exc.exit_code)
     except (KeyboardInterrupt, typer.Abort):
-        _end_interrupted(as_json)
+        _end(_interrupted(), as_json)
     except BrokenPipeError:
         sys.exit(0)  # the reader of a pipe has what it wanted
     except Exception as exc:
         if _came_of_ctrl_c(exc):
-            _end_interrupted(as_json)
+            _end(_interrupted(), as_json)
         if isinstance(exc, VitrifyError):
-            screen.print_error(exc, as_json)
-            sys.exit(exc.exit_code)
+            _end(exc, as_json)
         if hasattr(exc, "format_message"):  # the parser's own errors
             if type(exc).__name__ == "NoArgsIsHelpError":  # the help is shown, and nothing more is to be said
                 print(exc.format_message(), end="")
@@ -337,36 +333,34 @@ def main() -> None:
             where = context.command_path if context is not None else "vitrify"
             said = exc.format_message()
             quotes = "Put what has spaces in quotes. " if said.startswith("Got unexpected extra argument") else ""
-            screen.print_error(UsageError(said, f"{quotes}See {where} --help."), as_json)
-            sys.exit(2)
+            _end(UsageError(said, f"{quotes}See {where} --help."), as_json)
         if isinstance(exc, OSError) and exc.errno is not None:
-            screen.print_error(_of_the_system(exc), as_json)
-            sys.exit(2)
+            _end(_of_the_system(exc), as_json)
         import traceback
 
         traceback.print_exc()
         fault = VitrifyError(
             f"{type(exc).__name__}: {exc}", "This is a fault of vitrify: report it with the lines above."
         )
-        screen.print_error(fault, as_json)
-        sys.exit(1)
+        _end(fault, as_json)
 
 
-def _end_interrupted(as_json: bool) -> NoReturn:
-    screen.print_error(Cancelled("Interrupted; nothing half-written is left.", "Run it again."), as_json)
-    sys.exit(Cancelled.exit_code)
+def _end(error: VitrifyError, as_json: bool) -> NoReturn:
+    screen.print_error(error, as_json)
+    sys.exit(error.exit_code)
 
 
-def _came_of_ctrl_c(exc: BaseException | None) -> bool:
-    """Whether this was raised while a Ctrl-C went up: Python may raise it between a lock's release and the return of
-    it, where `threading` then gives up a lock that it does not hold, which is a RuntimeError."""
-    seen: set[int] = set()
-    while exc is not None and id(exc) not in seen:
-        if isinstance(exc, RuntimeError) and isinstance(exc.__context__, KeyboardInterrupt):
-            return True  # any other fault on the way out of a Ctrl-C, such as a full disk, is told as what it is
-        seen.add(id(exc))
-        exc = exc.__context__
-    return False
+def _interrupted() -> Cancelled:
+    return Cancelled("Interrupted; nothing half-written is left.", "Run it again.")
+
+
+def _came_of_ctrl_c(exc: Exception) -> bool:
+    """Whether this is a Ctrl-C that Python raised while `threading` took a lock back, or was raised from that one:
+    `threading` then gives up a lock that it does not hold, a RuntimeError. Other faults on the way out of a Ctrl-C,
+    such as a full disk, are told as what they are."""
+    return any(
+        isinstance(one, RuntimeError) and isinstance(one.__context__, KeyboardInterrupt) for one in (exc, exc.__cause__)
+    )
 
 
 def _of_the_system(exc: OSError) -> VitrifyError:

@@ -61,6 +61,7 @@ def tune(
 
     Run again with the same folder, it goes on where it was; after Ctrl-C the best so far is in it.
     """
+    from .bench.report.drawing import check_matplotlib
     from .bench.suite_file import suite_of
     from .bench.tune.goal import Goal
     from .bench.tune.outcome import publish
@@ -76,6 +77,7 @@ def tune(
     model = models[0]
     limits = {"latency_ms": max_latency_ms, "peak_mb": max_memory_mb, "disk_mb": max_disk_mb}
     goal = Goal(objective.value, min_psnr, min_agreement, {k: v for k, v in limits.items() if v is not None})
+    check_matplotlib()  # a report that cannot be drawn is told before minutes of measuring
     with screen.progress() as report:
         search = Search(model, goal, output or Path(f"{model.name}-tuned"), report, exhaustive, minutes)
         try:

@@ -141,8 +141,13 @@ class Artifact:
 
     @property
     def recipe(self) -> str:
-        """The recipes that its components were compiled with, such as "int8-weights"; "fp32" without one."""
-        recipes = {str(c.precision.get("recipe", "fp32")) for c in self.components.values()}
+        """The recipes that its components were compiled with, such as "int8-weights"; "fp32" without one.
+
+        Where another tool's folder says none, what the weights are stored in, such as "int8".
+        """
+        recipes = {
+            str(c.precision.get("recipe", "fp32") or c.precision.get("weights")) for c in self.components.values()
+        }
         return "+".join(sorted(recipes - {"fp32"})) or "fp32"
 
     @property

@@ -5,7 +5,7 @@ from __future__ import annotations
 import difflib
 import errno
 from collections.abc import Iterator
-from contextlib import contextmanager, suppress
+from contextlib import contextmanager
 from pathlib import Path
 
 from ..core.errors import BadInput, DiskError, VitrifyError
@@ -77,7 +77,9 @@ def _translation(exc: BaseException, repo_id: str, revision: str | None) -> Vitr
 def _meant(repo_id: str) -> str:
     """A folder whose name is nearly this one, as a question; empty where there is none."""
     path = Path(repo_id)
-    with suppress(OSError):
-        near = difflib.get_close_matches(path.name, [p.name for p in path.parent.iterdir() if p.is_dir()], n=1)
-        return f"Did you mean {path.with_name(near[0])}? " if near else ""
-    return ""
+    try:
+        folders = [p.name for p in path.parent.iterdir() if p.is_dir()]
+    except OSError:
+        return ""
+    near = difflib.get_close_matches(path.name, folders, n=1)
+    return f"Did you mean {path.with_name(near[0])}? " if near else ""

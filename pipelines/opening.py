@@ -61,11 +61,13 @@ class _Opening:
             bool(elsewhere) and all(_streams(c, runtimes[name]) for c, name in elsewhere),
         )
 
+        # where a session is opened for one call, or for one that comes soon
+        soon = self.beside or done.budget is not None
+        options = replace(done.options, lazy=True) if soon else done.options
+
         def opener(component: Component, name: str) -> Callable[[Overrides], Session]:
             runtime, where = runtimes[name], devices[component.name]
-            own = options_for(runtime, done.options)
-            if (self.beside or done.budget is not None) and "lazy" in taken_by(runtime):
-                own = replace(own, lazy=True)  # its first call comes soon, or it is opened for that one
+            own = options_for(runtime, options)
 
             def open_one(one: Component, changed: Overrides) -> Session:
                 return self._told(one, runtime.open(one, where, own, changed))
@@ -78,7 +80,7 @@ class _Opening:
         parts = {component.name: component for component, _ in self.components}
         openers = {component.name: opener(component, name) for component, name in self.components}
         beside = [c.name for c, name in self.components if getattr(runtimes[name], "opens_beside", False)]
-        ways = {c.name: _way(name, devices[c.name], options_for(runtimes[name], done.options))
+        ways = {c.name: _way(name, devices[c.name], options_for(runtimes[name], options))
                 for c, name in self.components}  # fmt: skip
         opened = Components(openers, parts=parts, budget=done.budget, beside=beside, watch=self.watch, ways=ways)
         try:

@@ -18,7 +18,6 @@ def opener(job: Job) -> Callable[[], Opened]:
     from ...pipelines.load import load
     from ...pipelines.presets import opened_with
     from ...runtimes.base import Options
-    from ...runtimes.options import taken_by
 
     runtime, *words = job.variant.split()
     asked = dict(word.split("=", 1) for word in words)
@@ -26,7 +25,7 @@ def opener(job: Job) -> Callable[[], Opened]:
 
     def opened() -> Opened:
         # as `vitrify generate` opens it: a graph for a size is compiled for the size that is drawn, and no usual one
-        usual = Options(precision=asked.pop("precision", None), lazy="lazy" in taken_by(load_runtime(runtime)))
+        usual = Options(precision=asked.pop("precision", None), lazy=True, optional=("lazy",))
         options, offload = opened_with(asked.get("preset"), usual, "auto")
         pipeline: Any = load(
             job.model, "cpu", runtime=runtime, options=options, offload=offload,

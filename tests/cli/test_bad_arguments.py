@@ -94,6 +94,7 @@ PathFinder.find_spec = lambda name, *rest: None if name.split(".")[0] == {librar
         ("onnx_ir", "export", "export"),
         ("onnx", "verify", "export"),
         ("matplotlib", "bench", "bench"),
+        ("matplotlib", "tune", "bench"),
     ],
 )
 def test_a_missing_library_is_named_with_its_extra(
@@ -109,6 +110,7 @@ def test_a_missing_library_is_named_with_its_extra(
         "trace": ["export", at.emotions, "-o", at.out],
         "verify": ["verify", at.copy(at.labelling)],
         "bench": ["bench", at.labelling, "--rounds", 1, "-o", at.out],
+        "tune": ["tune", at.labelling, "-o", at.out],
     }
     changed = {"PYTHONPATH": os.pathsep.join([str(site), environment["PYTHONPATH"]]), "PYTHONDONTWRITEBYTECODE": "1"}
     if command == "trace":  # no graph is known

@@ -176,6 +176,7 @@ def test_the_precision_is_that_of_the_graph(
     opened = open_artifact(graph_of(emotions, passed, stored, beside=beside))
     precision = opened.components["model"].precision
     assert (precision["recipe"], precision["weights"], precision["activations"]) == expected
+    assert opened.recipe == (expected[0] or "int8"), "by the weights, where the folder names no recipe"
     pipeline: Any = vitrify.load(opened, "cpu")
     result = pipeline.run([Image.new("RGB", (30, 30), (250, 10, 10))])
     assert result.placement["model"]["precision"] == expected[2]
